@@ -1,0 +1,1 @@
+//! Text sources, tokenisation, chat templates, packing and the resumable cursor

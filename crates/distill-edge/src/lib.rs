@@ -1,0 +1,1 @@
+//! The edge runtime: kernels, forward pass, KV cache, tokenizer, sampler

@@ -1,0 +1,1 @@
+//! Perplexity, KL, the parity gate and the report

@@ -1,0 +1,1 @@
+//! The GGUF container: hostile-safe reading, writing, and the tensor-name tables

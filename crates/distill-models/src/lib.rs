@@ -1,0 +1,1 @@
+//! Model architectures in Burn, their weights, and fake quantisation

@@ -1,0 +1,1 @@
+//! Block quantisation grids: structs, scalar quantise and dequantise

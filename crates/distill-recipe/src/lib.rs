@@ -1,0 +1,1 @@
+//! Recipes: spanned TOML, checked, resolved

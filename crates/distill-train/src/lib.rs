@@ -1,0 +1,1 @@
+//! Teachers, losses, the optimiser, the loop and its checkpoints

@@ -1,0 +1,1 @@
+//! Whole-system specifications live in `tests/tests/`; this library is empty.

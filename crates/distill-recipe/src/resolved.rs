@@ -1,0 +1,373 @@
+//! What runs: a recipe with every default filled in.
+//!
+//! The types are plain and have the shape of the written recipe, key by key, so that
+//! [`Recipe::to_toml`] is itself a recipe: reading it back gives the same value. Nothing here
+//! is checked again: a value of these types that came out of [`Recipe::from_path`] has passed
+//! every check of the `resolve` module.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A whole run: from a teacher to an exported student.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Name of the run; its directory is `<output>/<name>/<run id>/`.
+    pub name: String,
+    /// Seed of everything random: initial weights, data order, sampling.
+    pub seed: u64,
+    /// What computes the training graph.
+    pub backend: Backend,
+    /// Directory that holds the runs.
+    pub output: PathBuf,
+    /// The model that is trained.
+    pub student: Student,
+    /// The model it learns from; `None` is plain cross-entropy training.
+    pub teacher: Option<Teacher>,
+    /// The text.
+    pub data: Data,
+    /// How the student is held against the teacher; `Some` exactly when there is a teacher.
+    pub distill: Option<Distill>,
+    /// The grid trained on and shipped; `None` trains and exports f32.
+    pub quantize: Option<Quantize>,
+    /// The optimiser and its schedule.
+    pub train: Train,
+    /// What is measured during and after training.
+    pub eval: Eval,
+    /// What is written at the end.
+    pub export: Export,
+}
+
+/// What computes the training graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// CPU, the default: Burn's flex backend with this project's own operators.
+    Flex,
+    /// CPU, a second implementation to cross-check the first.
+    Ndarray,
+    /// GPU through Vulkan, Metal or DirectX.
+    Wgpu,
+    /// NVIDIA GPU; needs a build with `--features cuda`.
+    Cuda,
+}
+
+/// The model that is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "StudentKeys", into = "StudentKeys")]
+pub struct Student {
+    /// Where its first weights come from.
+    pub init: StudentInit,
+    /// The tokenizer it is trained and shipped with.
+    pub tokenizer: TokenizerChoice,
+}
+
+/// Where the student's first weights come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StudentInit {
+    /// An existing model.
+    From(ModelRef),
+    /// A new model, random from the recipe's seed.
+    Config(NewModel),
+    /// The teacher, of which only these layers are kept (strictly increasing, not empty).
+    KeepLayers(Vec<usize>),
+}
+
+/// Which tokenizer the student is trained and shipped with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenizerChoice {
+    /// The student's own (the student comes from a model); the teacher's if it has none.
+    Student,
+    /// The teacher's (the student is new or cut from the teacher).
+    Teacher,
+    /// That of another directory, GGUF file or hub id.
+    From(String),
+    /// A new byte-level BPE, trained on the recipe's data.
+    Train {
+        /// Number of tokens, special ones included.
+        vocab_size: usize,
+    },
+}
+
+/// A model by place: a Hugging Face directory, a `.gguf` file, or a hub id `owner/name`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelRef {
+    /// The place.
+    pub from: String,
+    /// Branch, tag or commit, for a hub id.
+    pub revision: String,
+}
+
+/// Shape of a new model of the Llama family. The vocabulary is the tokenizer's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NewModel {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Number of decoder layers.
+    pub num_hidden_layers: usize,
+    /// Number of query heads.
+    pub num_attention_heads: usize,
+    /// Number of key and value heads; divides the query heads.
+    pub num_key_value_heads: usize,
+    /// Width of one head; even.
+    pub head_dim: usize,
+    /// Base of the rotary position embedding.
+    pub rope_theta: f64,
+    /// Epsilon inside every RMSNorm.
+    pub rms_norm_eps: f64,
+    /// Longest sequence the model is meant for, in tokens.
+    pub max_position_embeddings: usize,
+    /// Whether the head reuses the token embedding.
+    pub tie_word_embeddings: bool,
+}
+
+/// The model the student learns from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Teacher {
+    /// A teacher that runs in this process.
+    pub local: ModelRef,
+}
+
+/// The text and how it is cut.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Data {
+    /// Files, directories, globs, or `hf:owner/name[/path]`; at least one.
+    pub sources: Vec<String>,
+    /// The field that holds the text, in JSONL and Parquet.
+    pub text_field: String,
+    /// What separates documents inside a text file; `None`: one file is one document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document_separator: Option<String>,
+    /// Tokens per training sequence.
+    pub sequence_length: usize,
+    /// Fraction of the sequences that is never trained on, in (0, 1).
+    pub held_out: f64,
+}
+
+/// The loss: `(1 − cross_entropy) · D(teacher, student) + cross_entropy · CE(labels, student)`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Distill {
+    /// The divergence D. In TOML: `loss`, and `beta` beside it for `jsd`.
+    #[serde(flatten)]
+    pub loss: DivergenceKind,
+    /// Both distributions are softened by it; > 0.
+    pub temperature: f64,
+    /// Whether D is multiplied by the temperature squared.
+    pub scale_by_temperature_squared: bool,
+    /// Weight of the cross-entropy, in [0, 1].
+    pub cross_entropy: f64,
+}
+
+/// A divergence between the teacher's distribution p and the student's q.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "loss", rename_all = "snake_case")]
+pub enum DivergenceKind {
+    /// KL(p‖q): the student covers all that the teacher does.
+    ForwardKl,
+    /// KL(q‖p): the student keeps to what the teacher finds likely.
+    ReverseKl,
+    /// The generalised Jensen–Shannon divergence.
+    Jsd {
+        /// Weight of the teacher in the mixture, in (0, 1).
+        beta: f64,
+    },
+}
+
+/// The grid that is trained on and shipped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quantize {
+    /// All linear layers of the decoder.
+    pub linears: WeightGrid,
+    /// The token embedding and the head, tied or not.
+    pub embeddings: WeightGrid,
+    /// The inputs of quantised layers.
+    pub activations: ActivationGrid,
+    /// The first optimiser step (counted from 0) that sees the grid.
+    pub start_step: usize,
+}
+
+/// A grid for weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightGrid {
+    /// 4 bits a weight and one f16 scale per 32 (4.5 bits in all).
+    #[serde(rename = "q4_0")]
+    Q4_0,
+    /// 8 bits a weight and one f16 scale per 32 (8.5 bits in all).
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// f32, as trained.
+    None,
+}
+
+/// A grid for activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ActivationGrid {
+    /// 8 bits with one scale per block of 32, as the runtime's integer kernels compute.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// f32.
+    Float,
+}
+
+/// The optimiser (AdamW) and its schedule. A step is one update of the weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Train {
+    /// Number of optimiser steps, ≥ 1.
+    pub steps: usize,
+    /// Sequences per micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches per step.
+    pub gradient_accumulation: usize,
+    /// Highest learning rate.
+    pub learning_rate: f64,
+    /// Learning rate at the last step.
+    pub min_learning_rate: f64,
+    /// How it falls. In TOML: `schedule`, and `decay_steps` beside it for `wsd`.
+    #[serde(flatten)]
+    pub schedule: Schedule,
+    /// Steps over which it rises linearly at the start.
+    pub warmup_steps: usize,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Decay of the first moment, in [0, 1).
+    pub beta1: f64,
+    /// Decay of the second moment, in [0, 1).
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Largest global norm of the gradient; infinite: never clipped.
+    pub clip_norm: f64,
+    /// Steps between two evaluations.
+    pub eval_every: usize,
+    /// Steps between two checkpoints.
+    pub checkpoint_every: usize,
+    /// How many of the newest checkpoints stay on disk, ≥ 1.
+    pub keep_checkpoints: usize,
+}
+
+/// How the learning rate falls after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "schedule", rename_all = "snake_case")]
+pub enum Schedule {
+    /// Along half a cosine, to `min_learning_rate` at the last step.
+    Cosine,
+    /// Constant, then linearly to `min_learning_rate` over the last steps (warm-up, stable, decay).
+    Wsd {
+        /// Length of the fall, in steps.
+        decay_steps: usize,
+    },
+}
+
+/// What is measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Eval {
+    /// Held-out sequences per evaluation; all of them if there are fewer.
+    pub sequences: usize,
+    /// Texts to continue, for the report.
+    pub prompts: Vec<String>,
+    /// Longest continuation, in tokens.
+    pub max_new_tokens: usize,
+}
+
+/// What is written at the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// Whether `export/model.gguf` is written.
+    pub gguf: bool,
+    /// Whether `export/huggingface/` is written.
+    pub huggingface: bool,
+    /// Held-out positions on which runtime and training graph must agree.
+    pub parity_positions: usize,
+}
+
+/// The table `[student]`, key by key.
+#[derive(Clone, Serialize, Deserialize)]
+struct StudentKeys {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    revision: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    keep_layers: Option<Vec<usize>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tokenizer: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    train_tokenizer: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    config: Option<NewModel>,
+}
+
+impl From<Student> for StudentKeys {
+    fn from(student: Student) -> Self {
+        let mut keys = Self {
+            from: None,
+            revision: None,
+            keep_layers: None,
+            tokenizer: None,
+            train_tokenizer: None,
+            config: None,
+        };
+        match student.init {
+            StudentInit::From(model) => {
+                keys.from = Some(model.from);
+                keys.revision = Some(model.revision);
+            }
+            StudentInit::Config(config) => keys.config = Some(config),
+            StudentInit::KeepLayers(layers) => keys.keep_layers = Some(layers),
+        }
+        match student.tokenizer {
+            TokenizerChoice::Student | TokenizerChoice::Teacher => {}
+            TokenizerChoice::From(place) => keys.tokenizer = Some(place),
+            TokenizerChoice::Train { vocab_size } => keys.train_tokenizer = Some(vocab_size),
+        }
+        keys
+    }
+}
+
+/// Why a `[student]` table that was not read through [`Recipe::from_path`] is no student.
+#[derive(Debug, thiserror::Error)]
+enum StudentKeysError {
+    #[error("[student] needs exactly one of `from`, `config` and `keep_layers`, and has {0}")]
+    Init(usize),
+    #[error("[student] has both `tokenizer` and `train_tokenizer`: keep one of them")]
+    Tokenizer,
+}
+
+impl TryFrom<StudentKeys> for Student {
+    type Error = StudentKeysError;
+
+    fn try_from(keys: StudentKeys) -> Result<Self, StudentKeysError> {
+        let revision = keys
+            .revision
+            .unwrap_or_else(|| crate::defaults::REVISION.to_owned());
+        let (init, inherited) = match (keys.from, keys.config, keys.keep_layers) {
+            (Some(from), None, None) => (
+                StudentInit::From(ModelRef { from, revision }),
+                TokenizerChoice::Student,
+            ),
+            (None, Some(config), None) => (StudentInit::Config(config), TokenizerChoice::Teacher),
+            (None, None, Some(layers)) => {
+                (StudentInit::KeepLayers(layers), TokenizerChoice::Teacher)
+            }
+            (from, config, layers) => {
+                return Err(StudentKeysError::Init(
+                    usize::from(from.is_some())
+                        + usize::from(config.is_some())
+                        + usize::from(layers.is_some()),
+                ));
+            }
+        };
+        let tokenizer = match (keys.tokenizer, keys.train_tokenizer) {
+            (None, None) => inherited,
+            (Some(place), None) => TokenizerChoice::From(place),
+            (None, Some(vocab_size)) => TokenizerChoice::Train { vocab_size },
+            (Some(_), Some(_)) => return Err(StudentKeysError::Tokenizer),
+        };
+        Ok(Self { init, tokenizer })
+    }
+}

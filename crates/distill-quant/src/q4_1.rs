@@ -1,0 +1,32 @@
+//! Q4_1, read only: 32 weights as 4-bit codes 0 … 15, an f16 scale and an f16 minimum.
+//!
+//! Bytes: `d` f16, `m` f16, then 16 of codes (element `j` low, `j + 16` high).
+//! Value: `code · d + m`.
+
+use crate::f16;
+
+/// Elements in a block.
+pub const BLOCK: usize = crate::BLOCK;
+/// Bytes of a block.
+pub const BYTES: usize = 20;
+
+/// Dequantises `bytes` into `values`, block after block.
+///
+/// # Panics
+/// If `bytes` is not whole blocks or `values` is not their size.
+pub fn dequantize(bytes: &[u8], values: &mut [f32]) {
+    crate::assert_whole_blocks(bytes.len(), values.len(), BYTES, BLOCK);
+    let blocks = bytes.as_chunks::<BYTES>().0;
+    for (block, out) in blocks.iter().zip(values.as_chunks_mut::<BLOCK>().0) {
+        dequantize_block(block, out);
+    }
+}
+
+fn dequantize_block(block: &[u8; BYTES], out: &mut [f32; BLOCK]) {
+    let d = f16::to_f32(u16::from_le_bytes([block[0], block[1]]));
+    let m = f16::to_f32(u16::from_le_bytes([block[2], block[3]]));
+    for (j, byte) in block[4..].iter().enumerate() {
+        out[j] = f32::from(byte & 15) * d + m;
+        out[j + 16] = f32::from(byte >> 4) * d + m;
+    }
+}

@@ -15,7 +15,7 @@
 //! | [`q4_k`] | 256 | 144 | | yes |
 //! | [`q5_k`] | 256 | 176 | | yes |
 //! | [`q6_k`] | 256 | 210 | | yes |
-//! | [`f16`], [`bf16`] | 1 | 2 | yes | yes |
+//! | [`mod@f16`], [`bf16`] | 1 | 2 | yes | yes |
 //!
 //! The byte layouts are those of ggml, so that a block can be written to a GGUF file as it is.
 //!

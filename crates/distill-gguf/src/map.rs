@@ -1,0 +1,32 @@
+//! The one place where a file becomes memory.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::path::Path;
+
+use memmap2::Mmap;
+
+use crate::GgufError;
+
+/// Maps the whole of `file` for reading.
+///
+/// The file must not be shortened while it is mapped: the operating system would end the process
+/// at the next read. Whoever replaces a model in use writes a new file and renames it over the old
+/// one, as [`crate::GgufWriter`] does; the old bytes then live as long as the map.
+pub(crate) fn map(path: &Path) -> Result<Mmap, GgufError> {
+    let open_error = |source| GgufError::Open {
+        file: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(open_error)?;
+    if !file.metadata().map_err(open_error)?.is_file() {
+        return Err(GgufError::NotAFile {
+            file: path.to_owned(),
+        });
+    }
+    // SAFETY: the map is read-only and private to this process's view, and `Mmap` keeps it alive
+    // for every slice taken of it. A concurrent writer could change bytes under us; every value
+    // that decides an address was copied out of the map and checked when the header was parsed,
+    // and all later reads are of plain numbers, for which any bytes are valid.
+    unsafe { Mmap::map(&file) }.map_err(open_error)
+}

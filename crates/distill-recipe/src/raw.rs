@@ -1,0 +1,338 @@
+//! What is written: the tables and keys of a recipe, as they stand in TOML.
+//!
+//! This file is the reference of the format. The JSON schema is generated from it (the text of
+//! every key, its default, its bounds), and the document is held against that schema before it
+//! becomes these types; so a bound stands here and nowhere else. What concerns several keys at
+//! once is checked in `resolve`.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Deserialize;
+
+use crate::defaults;
+use crate::resolved::{ActivationGrid, Backend, WeightGrid};
+
+/// A value and the bytes of the document it was written in.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Written<T>(toml::Spanned<T>);
+
+impl<T> Written<T> {
+    pub(crate) fn value(&self) -> &T {
+        self.0.get_ref()
+    }
+
+    pub(crate) fn span(&self) -> Range<usize> {
+        self.0.span()
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Written<T> {
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+}
+
+/// A run of distill: from a teacher to an exported, verified student.
+///
+/// Paths are relative to the directory that distill is started in.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Recipe {
+    /// Name of the run; its directory is `<output>/<name>/<run id>/`.
+    ///
+    /// Letters, digits, `-`, `_` and `.`.
+    #[schemars(length(min = 1))]
+    pub(crate) name: Written<String>,
+    /// Seed of everything random: initial weights, data order, sampling.
+    #[schemars(extend("default" = defaults::SEED))]
+    pub(crate) seed: Option<Written<u64>>,
+    /// What computes the training graph.
+    #[schemars(extend("default" = defaults::BACKEND))]
+    pub(crate) backend: Option<Written<Backend>>,
+    /// Directory that holds the runs.
+    #[schemars(length(min = 1), extend("default" = defaults::OUTPUT))]
+    pub(crate) output: Option<Written<String>>,
+    pub(crate) student: Written<Student>,
+    pub(crate) teacher: Option<Written<Teacher>>,
+    pub(crate) data: Data,
+    pub(crate) distill: Option<Written<Distill>>,
+    pub(crate) quantize: Option<Quantize>,
+    pub(crate) train: Train,
+    pub(crate) eval: Option<Eval>,
+    pub(crate) export: Option<Export>,
+}
+
+/// The model that is trained. Exactly one of `from`, `config` and `keep_layers`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Student {
+    /// An existing model to start from: a Hugging Face directory, a `.gguf` file, or a hub id
+    /// `owner/name`.
+    #[schemars(length(min = 1))]
+    pub(crate) from: Option<Written<String>>,
+    /// Branch, tag or commit of a hub id.
+    #[schemars(length(min = 1), extend("default" = defaults::REVISION))]
+    pub(crate) revision: Option<Written<String>>,
+    /// A new model of the Llama family, random from `seed`.
+    pub(crate) config: Option<Written<NewModel>>,
+    /// Cut the student from the teacher: the numbers of the layers to keep, from 0, increasing.
+    #[schemars(length(min = 1))]
+    pub(crate) keep_layers: Option<Written<Vec<usize>>>,
+    /// Tokenizer to train and ship with: a directory, a `.gguf` file or a hub id. Default: the
+    /// student's own, else the teacher's.
+    #[schemars(length(min = 1))]
+    pub(crate) tokenizer: Option<Written<String>>,
+    /// Instead of `tokenizer`: train a new byte-level BPE of this many tokens on the data.
+    #[schemars(range(min = 260, max = 1_000_000))]
+    pub(crate) train_tokenizer: Option<Written<usize>>,
+}
+
+/// The shape of a new model. Its vocabulary is the tokenizer's.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewModel {
+    /// Width of the model; a multiple of 32 where it is quantized.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub(crate) hidden_size: Written<usize>,
+    /// Width of the feed-forward layer; a multiple of 32 where it is quantized.
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub(crate) intermediate_size: Written<usize>,
+    /// Number of decoder layers.
+    #[schemars(range(min = 1, max = 1024))]
+    pub(crate) num_hidden_layers: Written<usize>,
+    /// Number of query heads.
+    #[schemars(range(min = 1, max = 1024))]
+    pub(crate) num_attention_heads: Written<usize>,
+    /// Number of key and value heads; it divides `num_attention_heads`. Default: as many.
+    #[schemars(range(min = 1, max = 1024))]
+    pub(crate) num_key_value_heads: Option<Written<usize>>,
+    /// Width of one head, an even number. Default: `hidden_size / num_attention_heads`.
+    #[schemars(range(min = 2, max = 4096))]
+    pub(crate) head_dim: Option<Written<usize>>,
+    /// Base of the rotary position embedding.
+    #[schemars(range(min = 1), extend("default" = defaults::ROPE_THETA))]
+    pub(crate) rope_theta: Option<Written<f64>>,
+    /// Epsilon inside every RMSNorm.
+    #[schemars(extend("exclusiveMinimum" = 0), extend("default" = defaults::RMS_NORM_EPS))]
+    pub(crate) rms_norm_eps: Option<Written<f64>>,
+    /// Longest sequence the model is meant for, in tokens.
+    #[schemars(range(min = 1, max = 16_777_216), extend("default" = defaults::MAX_POSITION_EMBEDDINGS))]
+    pub(crate) max_position_embeddings: Option<Written<usize>>,
+    /// Whether the head reuses the token embedding.
+    #[schemars(extend("default" = defaults::TIE_WORD_EMBEDDINGS))]
+    pub(crate) tie_word_embeddings: Option<Written<bool>>,
+}
+
+/// The model to learn from. Without this table the student is trained on the text alone.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Teacher {
+    pub(crate) local: LocalTeacher,
+}
+
+/// A teacher that runs in the same process.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LocalTeacher {
+    /// A Hugging Face directory, a `.gguf` file, or a hub id `owner/name`.
+    #[schemars(length(min = 1))]
+    pub(crate) from: Written<String>,
+    /// Branch, tag or commit of a hub id.
+    #[schemars(length(min = 1), extend("default" = defaults::REVISION))]
+    pub(crate) revision: Option<Written<String>>,
+}
+
+/// The text, and how it is cut into sequences.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Data {
+    /// Files (`.txt`, `.jsonl`, `.parquet`), directories or globs; from the hub
+    /// `hf:owner/name` (all of a data set) or `hf:owner/name/path/in/repo`.
+    #[schemars(length(min = 1))]
+    pub(crate) sources: Written<Vec<Written<String>>>,
+    /// The field that holds the text, in JSONL and Parquet.
+    #[schemars(length(min = 1), extend("default" = defaults::TEXT_FIELD))]
+    pub(crate) text_field: Option<Written<String>>,
+    /// What separates documents inside a text file. Default: one file is one document.
+    #[schemars(length(min = 1))]
+    pub(crate) document_separator: Option<Written<String>>,
+    /// Tokens per training sequence.
+    #[schemars(range(min = 2, max = 1_048_576), extend("default" = defaults::SEQUENCE_LENGTH))]
+    pub(crate) sequence_length: Option<Written<usize>>,
+    /// Fraction of the sequences that is kept for measuring and never trained on.
+    #[schemars(
+        extend("exclusiveMinimum" = 0),
+        extend("exclusiveMaximum" = 1),
+        extend("default" = defaults::HELD_OUT)
+    )]
+    pub(crate) held_out: Option<Written<f64>>,
+}
+
+/// How the student is held against the teacher: the loss is `(1 − w) · D + w · cross-entropy`.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Distill {
+    /// The divergence D between the teacher's distribution p and the student's q.
+    #[schemars(extend("default" = Loss::default()))]
+    pub(crate) loss: Option<Written<Loss>>,
+    /// Weight of the teacher in the mixture; for `loss = "jsd"` alone.
+    #[schemars(
+        extend("exclusiveMinimum" = 0),
+        extend("exclusiveMaximum" = 1),
+        extend("default" = defaults::BETA)
+    )]
+    pub(crate) beta: Option<Written<f64>>,
+    /// Both distributions are softened by it.
+    #[schemars(extend("exclusiveMinimum" = 0), extend("default" = defaults::TEMPERATURE))]
+    pub(crate) temperature: Option<Written<f64>>,
+    /// Whether D is multiplied by the temperature squared, so that gradients keep their size.
+    #[schemars(extend("default" = defaults::SCALE_BY_TEMPERATURE_SQUARED))]
+    pub(crate) scale_by_temperature_squared: Option<Written<bool>>,
+    /// Weight w of the cross-entropy with the text itself.
+    #[schemars(range(min = 0, max = 1), extend("default" = defaults::CROSS_ENTROPY))]
+    pub(crate) cross_entropy: Option<Written<f64>>,
+}
+
+/// A divergence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Loss {
+    /// KL(p‖q): the student covers all that the teacher does.
+    #[default]
+    ForwardKl,
+    /// KL(q‖p): the student keeps to what the teacher finds likely.
+    ReverseKl,
+    /// The generalised Jensen–Shannon divergence, between the two by `beta`.
+    Jsd,
+}
+
+/// The grid that is trained on and shipped, block by block of 32. Without this table the student
+/// is trained and exported in f32.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Quantize {
+    /// All linear layers of the decoder.
+    pub(crate) linears: Written<WeightGrid>,
+    /// The token embedding and the head, tied or not.
+    pub(crate) embeddings: Written<WeightGrid>,
+    /// The inputs of the quantized layers, as the runtime will compute them.
+    #[schemars(extend("default" = defaults::ACTIVATIONS))]
+    pub(crate) activations: Option<Written<ActivationGrid>>,
+    /// The first step that sees the grid; before it, training is in f32.
+    #[schemars(extend("default" = defaults::START_STEP))]
+    pub(crate) start_step: Option<Written<usize>>,
+}
+
+/// The optimiser (AdamW) and its schedule. A step is one update of the weights, made from
+/// `batch_size · gradient_accumulation` sequences.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Train {
+    /// Number of optimiser steps.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub(crate) steps: Written<usize>,
+    /// Sequences computed at once; more need more memory.
+    #[schemars(range(min = 1, max = 65_536), extend("default" = defaults::BATCH_SIZE))]
+    pub(crate) batch_size: Option<Written<usize>>,
+    /// Batches whose gradients are summed before an update.
+    #[schemars(range(min = 1, max = 65_536), extend("default" = defaults::GRADIENT_ACCUMULATION))]
+    pub(crate) gradient_accumulation: Option<Written<usize>>,
+    /// Highest learning rate.
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
+    pub(crate) learning_rate: Written<f64>,
+    /// Learning rate at the last step. Default: a tenth of `learning_rate`.
+    #[schemars(range(min = 0, max = 1))]
+    pub(crate) min_learning_rate: Option<Written<f64>>,
+    /// How the learning rate falls after the warm-up.
+    #[schemars(extend("default" = ScheduleKind::default()))]
+    pub(crate) schedule: Option<Written<ScheduleKind>>,
+    /// Steps over which the learning rate rises from zero.
+    #[schemars(extend("default" = defaults::WARMUP_STEPS))]
+    pub(crate) warmup_steps: Option<Written<usize>>,
+    /// Length of the fall at the end, for `schedule = "wsd"` alone. Default: a fifth of `steps`.
+    pub(crate) decay_steps: Option<Written<usize>>,
+    /// Decoupled weight decay.
+    #[schemars(range(min = 0), extend("default" = defaults::WEIGHT_DECAY))]
+    pub(crate) weight_decay: Option<Written<f64>>,
+    /// Decay of the first moment.
+    #[schemars(
+        range(min = 0),
+        extend("exclusiveMaximum" = 1),
+        extend("default" = defaults::BETA1)
+    )]
+    pub(crate) beta1: Option<Written<f64>>,
+    /// Decay of the second moment.
+    #[schemars(
+        range(min = 0),
+        extend("exclusiveMaximum" = 1),
+        extend("default" = defaults::BETA2)
+    )]
+    pub(crate) beta2: Option<Written<f64>>,
+    /// Added to the root of the second moment.
+    #[schemars(extend("exclusiveMinimum" = 0), extend("default" = defaults::EPSILON))]
+    pub(crate) epsilon: Option<Written<f64>>,
+    /// Largest global norm of the gradient; a large value such as 1e9 never clips.
+    #[schemars(extend("exclusiveMinimum" = 0), extend("default" = defaults::CLIP_NORM))]
+    pub(crate) clip_norm: Option<Written<f64>>,
+    /// Steps between two evaluations. Default: a fifth of `steps`.
+    #[schemars(range(min = 1))]
+    pub(crate) eval_every: Option<Written<usize>>,
+    /// Steps between two checkpoints. Default: `eval_every`.
+    #[schemars(range(min = 1))]
+    pub(crate) checkpoint_every: Option<Written<usize>>,
+    /// How many of the newest checkpoints stay on disk.
+    #[schemars(range(min = 1), extend("default" = defaults::KEEP_CHECKPOINTS))]
+    pub(crate) keep_checkpoints: Option<Written<usize>>,
+}
+
+/// How the learning rate falls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ScheduleKind {
+    /// Along half a cosine, over all steps after the warm-up.
+    #[default]
+    Cosine,
+    /// Warm-up, stable, decay: constant, then linearly over the last `decay_steps`.
+    Wsd,
+}
+
+/// What is measured during and after training.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Eval {
+    /// Held-out sequences per evaluation; all of them if there are fewer.
+    #[schemars(range(min = 1), extend("default" = defaults::EVAL_SEQUENCES))]
+    pub(crate) sequences: Option<Written<usize>>,
+    /// Texts that the student continues, for the report.
+    #[schemars(extend("default" = defaults::PROMPTS))]
+    pub(crate) prompts: Option<Written<Vec<String>>>,
+    /// Longest continuation, in tokens.
+    #[schemars(range(min = 1, max = 1_048_576), extend("default" = defaults::MAX_NEW_TOKENS))]
+    pub(crate) max_new_tokens: Option<Written<usize>>,
+}
+
+/// What is written at the end.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Export {
+    /// Write `export/model.gguf`, for this project's runtime and for llama.cpp.
+    #[schemars(extend("default" = defaults::GGUF))]
+    pub(crate) gguf: Option<Written<bool>>,
+    /// Write `export/huggingface/`, for transformers and what reads its format.
+    #[schemars(extend("default" = defaults::HUGGINGFACE))]
+    pub(crate) huggingface: Option<Written<bool>>,
+    /// Held-out positions on which the runtime and the training graph must agree.
+    #[schemars(range(min = 1), extend("default" = defaults::PARITY_POSITIONS))]
+    pub(crate) parity_positions: Option<Written<usize>>,
+}

@@ -156,11 +156,7 @@ impl<'a> GgufWriter<'a> {
             });
         };
         if !self.names.insert(name.clone()) {
-            return Err(GgufError::DuplicateTensor {
-                file,
-                tensor: name,
-                offset: 0,
-            });
+            return Err(GgufError::DeclaredTwice { file, tensor: name });
         }
         let (dims, source) = (dims.to_vec(), source.into());
         self.tensors.push(Pending {
@@ -447,5 +443,63 @@ fn put_array(out: &mut Vec<u8>, array: &Array) {
         Array::U64(x) => out.extend(x.iter().flat_map(|x| x.to_le_bytes())),
         Array::I64(x) => out.extend(x.iter().flat_map(|x| x.to_le_bytes())),
         Array::F64(x) => out.extend(x.iter().flat_map(|x| x.to_le_bytes())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_named_with_the_bytes_needed() {
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        assert_eq!(
+            write_error(Path::new("out/m.gguf"), "write", 1_234_567, full).to_string(),
+            "out/m.gguf: no space left: the file needs 1234567 bytes; free some or write \
+             elsewhere (nothing partial was left behind)"
+        );
+    }
+
+    /// A disk that takes `0` bytes more.
+    struct FullAfter(usize);
+
+    impl Write for FullAfter {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let taken = bytes.len().min(self.0);
+            self.0 -= taken;
+            if taken == 0 {
+                Err(io::ErrorKind::StorageFull.into())
+            } else {
+                Ok(taken)
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_disk_that_fills_up_within_a_tensor_is_noticed_even_if_its_source_is_silent() {
+        for room in 0..64 {
+            let source = TensorSource::stream(|out| {
+                for piece in [[7u8; 5]; 7] {
+                    let _ = out.write_all(&piece);
+                }
+                Ok(())
+            });
+            let pending = Pending {
+                name: "x".into(),
+                dims: vec![35],
+                ty: GgmlType::I8,
+                bytes: 35,
+                source,
+            };
+            let outcome = write_tensor(&mut FullAfter(room), pending, Path::new("m"), 64, 32);
+            assert!(
+                matches!(outcome, Err(GgufError::DiskFull { needed: 64, .. })),
+                "{room}"
+            );
+        }
     }
 }

@@ -1,0 +1,341 @@
+//! Sources and a tokenizer become two splits that share no token: training and held-out.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::DataError;
+use crate::shuffle::SplitMix64;
+use crate::source::{Source, documents};
+use crate::split::Split;
+use crate::tokenizer::TextTokenizer;
+
+/// The longest sequence that can be asked for.
+const MAX_SEQUENCE_LENGTH: usize = 1 << 20;
+/// From this many different documents on, whole documents are held out.
+const MIN_DOCUMENTS: usize = 20;
+/// At most so many separate blocks are held out where documents are cut.
+const MAX_BLOCKS: usize = 8;
+/// Text is tokenised in parallel, so many bytes at a time.
+const CHUNK_BYTES: usize = 4 << 20;
+/// The shuffle's stream for the choice of what is held out; epochs count up from 0.
+const HELD_OUT_STREAM: u64 = u64::MAX;
+
+/// How text is packed and split.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackingOptions {
+    /// Positions a sequence, at least 2.
+    pub sequence_length: usize,
+    /// The part never trained on, `0 ≤ f < 1`, of the tokens; with 0 the held-out split is empty.
+    pub held_out_fraction: f64,
+    /// Decides what is held out. (The order of training has its own: [`Split::cursor`].)
+    pub seed: u64,
+}
+
+/// What was read so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Documents tokenised.
+    pub documents: usize,
+    /// Bytes of text tokenised.
+    pub bytes: u64,
+    /// Tokens made of them.
+    pub tokens: usize,
+}
+
+/// How the held-out part was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SplitRule {
+    /// Nothing is held out.
+    None,
+    /// Whole documents are held out; no document is in both splits, equal ones stay together.
+    Documents,
+    /// Contiguous blocks of sequences are held out: too few documents, or too unequal ones. A
+    /// document may be cut between the splits, no token is in both, and no label reaches across.
+    Blocks,
+}
+
+/// Packed text, split in two.
+///
+/// With at least 20 different documents, documents are drawn in seeded order and held out while
+/// they fit into the fraction; documents with the same tokens count as one. If that is not
+/// possible (fewer documents, or none small enough to reach half of the fraction), the stream is
+/// cut into sequences and up to 8 blocks of neighbouring sequences, spread over the whole
+/// stream at seeded places, are held out.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// What is trained on.
+    pub train: Split,
+    /// What is only measured on.
+    pub held_out: Split,
+    /// How the two were told apart.
+    pub rule: SplitRule,
+    /// What was read.
+    pub read: Progress,
+}
+
+impl Dataset {
+    /// Reads, tokenises, packs and splits. The text is never held as a whole: the tokens are.
+    ///
+    /// # Errors
+    /// What reading and tokenising can fail with; [`DataError::NoText`] and
+    /// [`DataError::NoValidTokens`] for data with nothing to learn from;
+    /// [`DataError::CannotSplit`] if one of the splits would be empty.
+    pub fn prepare(
+        tokenizer: &TextTokenizer,
+        sources: &[Source],
+        options: &PackingOptions,
+    ) -> Result<Self, DataError> {
+        Self::prepare_with_progress(tokenizer, sources, options, &mut |_| {})
+    }
+
+    /// [`Dataset::prepare`], calling `progress` after every few megabytes of text.
+    ///
+    /// # Errors
+    /// As [`Dataset::prepare`].
+    pub fn prepare_with_progress(
+        tokenizer: &TextTokenizer,
+        sources: &[Source],
+        options: &PackingOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, DataError> {
+        check(options)?;
+        let eos = tokenizer.eos().ok_or(DataError::NoEos)?;
+        let mut stream = Stream::default();
+        for chunk in chunks(documents(sources)?) {
+            let chunk = chunk?;
+            stream.read.documents += chunk.len();
+            stream.read.bytes += chunk.iter().map(|text| text.len() as u64).sum::<u64>();
+            for ids in tokenizer.encode_batch(&chunk, true)? {
+                stream.push(ids, eos);
+            }
+            stream.read.tokens = stream.tokens.len();
+            progress(stream.read);
+        }
+        if stream.read.documents == 0 {
+            let first = sources[0].path().to_path_buf();
+            return Err(DataError::NoText {
+                files: sources.len(),
+                first,
+            });
+        }
+        stream.split(options, tokenizer.pad().unwrap_or(eos))
+    }
+}
+
+fn check(options: &PackingOptions) -> Result<(), DataError> {
+    let (value, fraction) = (options.sequence_length, options.held_out_fraction);
+    if !(2..=MAX_SEQUENCE_LENGTH).contains(&value) {
+        return Err(DataError::SequenceLength {
+            value,
+            limit: MAX_SEQUENCE_LENGTH,
+        });
+    }
+    if !(0.0..1.0).contains(&fraction) {
+        return Err(DataError::HeldOutFraction { fraction });
+    }
+    Ok(())
+}
+
+/// Groups documents so that each group has about [`CHUNK_BYTES`].
+fn chunks(
+    mut documents: impl Iterator<Item = Result<String, DataError>>,
+) -> impl Iterator<Item = Result<Vec<String>, DataError>> {
+    std::iter::from_fn(move || {
+        let (mut chunk, mut bytes) = (Vec::new(), 0);
+        while bytes < CHUNK_BYTES {
+            match documents.next() {
+                Some(Ok(text)) => {
+                    bytes += text.len();
+                    chunk.push(text);
+                }
+                Some(Err(error)) => return Some(Err(error)),
+                None => break,
+            }
+        }
+        (!chunk.is_empty()).then_some(Ok(chunk))
+    })
+}
+
+/// All documents' tokens, one behind the other.
+#[derive(Default)]
+struct Stream {
+    tokens: Vec<u32>,
+    /// Where each document begins in `tokens`.
+    starts: Vec<usize>,
+    read: Progress,
+}
+
+impl Stream {
+    /// Adds a document, ended by one end-of-sequence token.
+    fn push(&mut self, ids: Vec<u32>, eos: u32) {
+        self.starts.push(self.tokens.len());
+        self.tokens.extend(&ids);
+        if ids.last() != Some(&eos) {
+            self.tokens.push(eos);
+        }
+    }
+
+    fn document(&self, index: usize) -> Range<usize> {
+        self.starts[index]
+            ..self
+                .starts
+                .get(index + 1)
+                .copied()
+                .unwrap_or(self.tokens.len())
+    }
+
+    fn split(self, options: &PackingOptions, pad: u32) -> Result<Dataset, DataError> {
+        let (rule, held_out) = self.choose(options)?;
+        let read = self.read;
+        let (train, held_out) = self.partition(&held_out);
+        let cut = |(tokens, starts)| Split::new(tokens, starts, options.sequence_length, pad);
+        let (train, held_out) = (cut(train), cut(held_out));
+        if train.is_empty() && held_out.is_empty() {
+            return Err(DataError::NoValidTokens {
+                tokens: read.tokens,
+                documents: read.documents,
+            });
+        }
+        if train.is_empty() || (held_out.is_empty() && rule != SplitRule::None) {
+            return Err(DataError::CannotSplit {
+                sequences: train.len() + held_out.len(),
+                sequence_length: options.sequence_length,
+                fraction: options.held_out_fraction,
+            });
+        }
+        Ok(Dataset {
+            train,
+            held_out,
+            rule,
+            read,
+        })
+    }
+
+    /// The ranges of `tokens` to hold out, ascending and apart from each other.
+    fn choose(
+        &self,
+        options: &PackingOptions,
+    ) -> Result<(SplitRule, Vec<Range<usize>>), DataError> {
+        if options.held_out_fraction == 0.0 {
+            return Ok((SplitRule::None, Vec::new()));
+        }
+        if let Some(ranges) = self.choose_documents(options) {
+            return Ok((SplitRule::Documents, ranges));
+        }
+        self.choose_blocks(options)
+            .map(|ranges| (SplitRule::Blocks, ranges))
+    }
+
+    /// Whole documents whose tokens make up between half and all of the fraction, if possible.
+    fn choose_documents(&self, options: &PackingOptions) -> Option<Vec<Range<usize>>> {
+        let groups = self.equal_documents();
+        if groups.len() < MIN_DOCUMENTS {
+            return None;
+        }
+        let target = (options.held_out_fraction * self.tokens.len() as f64).round() as usize;
+        let mut chosen = Vec::new();
+        let mut chosen_tokens = 0;
+        let mut random = SplitMix64::new(options.seed, HELD_OUT_STREAM);
+        for group in random.permutation(groups.len()) {
+            let group = &groups[group as usize];
+            let size: usize = group.iter().map(|&index| self.document(index).len()).sum();
+            if chosen_tokens + size <= target {
+                chosen_tokens += size;
+                chosen.extend(group);
+            }
+        }
+        if chosen.is_empty() || chosen_tokens < target.div_ceil(2) {
+            return None;
+        }
+        chosen.sort_unstable();
+        Some(
+            chosen
+                .into_iter()
+                .map(|index| self.document(index))
+                .collect(),
+        )
+    }
+
+    /// Documents with the same tokens, together; groups in the order of their first document.
+    fn equal_documents(&self) -> Vec<Vec<usize>> {
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        let mut group_of = BTreeMap::new();
+        for index in 0..self.starts.len() {
+            let mut hash = Sha256::new();
+            for token in &self.tokens[self.document(index)] {
+                hash.update(token.to_le_bytes());
+            }
+            let group = *group_of.entry(hash.finalize()).or_insert(groups.len());
+            if group == groups.len() {
+                groups.push(Vec::new());
+            }
+            groups[group].push(index);
+        }
+        groups
+    }
+
+    /// Blocks of neighbouring sequences, spread evenly with a seeded offset each.
+    fn choose_blocks(&self, options: &PackingOptions) -> Result<Vec<Range<usize>>, DataError> {
+        let length = options.sequence_length;
+        let sequences = self.tokens.len().div_ceil(length);
+        let held = ((options.held_out_fraction * sequences as f64).round() as usize).max(1);
+        if held >= sequences {
+            return Err(DataError::CannotSplit {
+                sequences,
+                sequence_length: length,
+                fraction: options.held_out_fraction,
+            });
+        }
+        let (kept, blocks) = (sequences - held, held.min(MAX_BLOCKS));
+        let mut random = SplitMix64::new(options.seed, HELD_OUT_STREAM);
+        let ranges = (0..blocks).map(|block| {
+            // Sequences of training and held-out text before this block; the former anywhere in
+            // the block's share of them.
+            let share = kept * block / blocks..kept * (block + 1) / blocks;
+            let kept_before = share.start + random.below(share.len() as u64 + 1) as usize;
+            let held_before = held * block / blocks;
+            let first = kept_before + held_before;
+            let count = held * (block + 1) / blocks - held_before;
+            first * length..((first + count) * length).min(self.tokens.len())
+        });
+        Ok(ranges.collect())
+    }
+
+    /// Tokens and document starts outside the ranges, and inside. Wherever the two sides were
+    /// joined, or cut, a document begins: no label and no attention reaches across.
+    fn partition(self, held_out: &[Range<usize>]) -> (Side, Side) {
+        let (mut train, mut held) = (Side::default(), Side::default());
+        let mut done = 0;
+        for range in held_out {
+            append(&mut train, &self, done..range.start);
+            append(&mut held, &self, range.clone());
+            done = range.end;
+        }
+        if done == 0 {
+            return ((self.tokens, self.starts), held);
+        }
+        append(&mut train, &self, done..self.tokens.len());
+        (train, held)
+    }
+}
+
+/// Tokens and document starts of one split.
+type Side = (Vec<u32>, Vec<usize>);
+
+fn append((tokens, starts): &mut Side, stream: &Stream, range: Range<usize>) {
+    if range.is_empty() {
+        return;
+    }
+    let offset = tokens.len();
+    starts.push(offset);
+    let inside = stream.starts.partition_point(|&start| start <= range.start)
+        ..stream.starts.partition_point(|&start| start < range.end);
+    starts.extend(
+        stream.starts[inside]
+            .iter()
+            .map(|start| start - range.start + offset),
+    );
+    tokens.extend_from_slice(&stream.tokens[range]);
+}

@@ -1,1 +1,30 @@
-//! Model architectures in Burn, their weights, and fake quantisation
+//! Model architectures in Burn, their weights, and fake quantisation.
+//!
+//! One forward pass per architecture serves training, evaluation and generation
+//! ([`llama`]). Module fields carry the Hugging Face names, so a parameter's path *is* its
+//! checkpoint name ([`parameters`]) and reading weights is nearly the identity ([`weights`]).
+//! Quantisation-aware training never touches model code: [`quantized`] turns the master
+//! weights into the weights that ship, once per optimiser step, with the tensor form of the
+//! grids ([`fake_quant`]).
+//!
+//! Deliberately absent: losses, optimisers, data, and every notion of a recipe.
+
+pub mod config;
+pub mod device;
+mod error;
+pub mod fake_quant;
+pub mod kv_cache;
+pub mod llama;
+pub mod parameters;
+pub mod quantized;
+pub mod rope;
+pub mod save;
+pub mod weights;
+
+pub use config::{LlamaConfig, RopeScaling};
+pub use device::Backend;
+pub use error::ModelError;
+pub use kv_cache::KvCache;
+pub use llama::{ActivationGrid, LlamaForCausalLM, Positions};
+pub use quantized::{WeightGrid, WeightGrids};
+pub use weights::{LoadReport, load_pretrained};

@@ -1,1 +1,22 @@
-//! Teachers, losses, the optimiser, the loop and its checkpoints
+//! Teachers, losses, the optimiser, the loop and its checkpoints.
+//!
+//! [`trainer`] holds the loop and fits on one screen; each thing it calls has a file of its
+//! own. Deliberately absent: models, data and measurements (each a crate), terminals and
+//! command lines (the loop reports through [`Observer`]).
+
+pub mod checkpoint;
+mod error;
+pub mod evaluate;
+pub mod head;
+pub mod loss;
+pub mod metrics;
+pub mod optimizer;
+pub mod prepare;
+pub mod schedule;
+pub mod teacher;
+pub mod trainer;
+
+pub use error::TrainError;
+pub use metrics::{MetricsLog, Record};
+pub use prepare::{LocalPaths, Prepared};
+pub use trainer::{Observer, Trainer};

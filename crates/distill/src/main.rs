@@ -1,2 +1,24 @@
 //! The command line of distill.
-fn main() {}
+//!
+//! Results go to stdout, progress and logs to stderr. Exit codes: 0 done; 1 the work failed
+//! (parity, training, a disk); 2 what the user wrote is wrong.
+
+mod cli;
+mod commands;
+mod failure;
+mod hardware;
+mod hub;
+mod progress;
+mod run_directory;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let command = cli::Cli::parse().command;
+    match commands::dispatch(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

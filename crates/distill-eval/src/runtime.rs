@@ -1,0 +1,43 @@
+//! The exported file, measured through the runtime that ships it.
+
+use distill_data::{Batch, Split};
+use distill_edge::{Model, Session, SessionOptions};
+
+use crate::{EvalError, Score};
+
+/// The teacher's logits of a batch, `[positions, vocab]`.
+pub type TeacherLogits<'a> = dyn FnMut(&Batch) -> Vec<f32> + 'a;
+
+/// Scores the runtime, in its default configuration, on the first `sequences` held-out
+/// sequences. Each packed document is read on its own, as in training, where attention does
+/// not cross documents and positions restart.
+///
+/// # Errors
+/// [`EvalError::Edge`].
+pub fn evaluate(
+    model: &Model,
+    held_out: &Split,
+    sequences: usize,
+    vocabulary: usize,
+    threads: usize,
+    mut teacher: Option<&mut TeacherLogits<'_>>,
+) -> Result<Score, EvalError> {
+    let context = held_out.sequence_length();
+    let options = SessionOptions { context, threads, ..SessionOptions::default() };
+    let mut session = Session::new(model, &options)?;
+    let mut score = Score::default();
+    for index in 0..sequences.min(held_out.len()) {
+        let batch = held_out.batch(&[index]);
+        let mut logits = Vec::with_capacity(context * vocabulary);
+        let mut start = 0;
+        for document in batch.document_ids.chunk_by(|a, b| a == b) {
+            let tokens = &batch.input_ids[start..start + document.len()];
+            session.reset();
+            session.score(tokens, |_, row| logits.extend_from_slice(&row[..vocabulary]))?;
+            start += document.len();
+        }
+        let teacher = teacher.as_mut().map(|teacher| teacher(&batch));
+        score.add(&logits, teacher.as_deref(), &batch.labels, &batch.loss_mask);
+    }
+    Ok(score)
+}

@@ -1,0 +1,102 @@
+//! The grids of `distill-quant` as tensor operations.
+//!
+//! The rule itself is written once, scalar, in `distill-quant`; what stands here is its tensor
+//! form, for training on any device. A property test pins it to the scalar bit for bit on the
+//! CPU backends. Only additions, multiplications, comparisons, `floor`, `round` and one
+//! reciprocal a block are used, each correctly rounded on a CPU; a GPU's reciprocal may be off
+//! by an ulp, which moves a weight only if it lies within 2 ulp of a rounding boundary.
+
+use burn::tensor::Tensor;
+
+/// Elements that share a scale.
+const BLOCK: usize = distill_quant::BLOCK;
+/// Largest finite f16.
+const F16_MAX: f32 = 65_504.0;
+
+/// Rounds a flat tensor to Q4_0 and back. `[elements]`, a multiple of 32; blocks follow each
+/// other, so a matrix must be `[out, in]` with `in` a multiple of 32.
+pub fn q4_0(weights: Tensor<1>) -> Tensor<1> {
+    let (steps, scale) = q4_0_steps(weights);
+    let codes = steps.floor().clamp(0.0, 15.0);
+    flat(codes.sub_scalar(8.0) * scale)
+}
+
+/// Where the straight-through gradient passes: 1, or 0 where Q4_0 clamps. `[elements]`.
+pub fn q4_0_straight_through(weights: Tensor<1>) -> Tensor<1> {
+    flat(q4_0_steps(weights).0.lower_scalar(16.0).float())
+}
+
+/// `x / d + 8.5` `[blocks, 32]` and the stored scale `[blocks, 1]`.
+fn q4_0_steps(weights: Tensor<1>) -> (Tensor<2>, Tensor<2>) {
+    let x = blocks(weights);
+    let (highest, lowest) = (x.clone().max_dim(1), x.clone().min_dim(1));
+    let positive_wins = highest.clone().greater_equal(lowest.clone().neg());
+    let extreme = lowest.mask_where(positive_wins, highest);
+    let exact = extreme.mul_scalar(-0.125).clamp(-F16_MAX, F16_MAX);
+    let (scale, inverse) = scale_and_inverse(exact);
+    ((x * inverse).add_scalar(8.5), scale)
+}
+
+/// Rounds a flat tensor to Q8_0 and back. `[elements]`, a multiple of 32.
+pub fn q8_0(weights: Tensor<1>) -> Tensor<1> {
+    let x = blocks(weights);
+    let exact = x.clone().abs().max_dim(1).div_scalar(127.0).clamp_max(F16_MAX);
+    let (scale, inverse) = scale_and_inverse(exact);
+    flat((x * inverse).round().clamp(-127.0, 127.0) * scale)
+}
+
+/// Rounds a linear's input to Q8_0 along its last dimension, with the scale in f32, as the
+/// runtime's integer kernels do. The gradient passes straight through.
+///
+/// `x` is `[batch, tokens, width]`, `width` a multiple of 32.
+pub fn activations_q8_0(x: Tensor<3>) -> Tensor<3> {
+    let dims = x.dims();
+    let elements = dims.iter().product();
+    let blocked = blocks(x.clone().inner().reshape([elements]));
+    let scale = blocked.clone().abs().max_dim(1).div_scalar(127.0);
+    let zero = scale.clone().lower_scalar(f32::MIN_POSITIVE);
+    let inverse = scale.clone().recip().mask_fill(zero.clone(), 0.0);
+    let scale = scale.mask_fill(zero, 0.0);
+    let rounded = ((blocked * inverse).round().clamp(-127.0, 127.0) * scale).reshape(dims);
+    if !x.is_autodiff() {
+        return rounded;
+    }
+    // x − x is exactly zero, so the value is the rounded one bit for bit.
+    rounded.autodiff() + (x.clone() - x.detach())
+}
+
+/// The scale as f16 stores it and the reciprocal of the exact one; both 0 for a zero block.
+/// `[blocks, 1]` each.
+fn scale_and_inverse(exact: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+    let stored = round_to_f16(exact.clone());
+    let zero = stored.clone().equal_scalar(0.0);
+    let inverse = exact.recip().mask_fill(zero.clone(), 0.0);
+    (stored.mask_fill(zero, 0.0), inverse)
+}
+
+/// Rounds to the nearest f16, ties to even, without an f16 type: not every backend has one.
+///
+/// Finds p = 2^⌊log₂|x|⌋ (at least 2⁻¹⁴, where f16 turns denormal) by comparisons; adding and
+/// taking away 1.5 · 2¹³ · p then leaves a multiple of 2⁻¹⁰ · p.
+fn round_to_f16(x: Tensor<2>) -> Tensor<2> {
+    let size = x.clone().abs();
+    let mut power = size.full_like(2f32.powi(-14));
+    for step in [16, 8, 4, 2, 1] {
+        let larger = power.clone().mul_scalar(2f32.powi(step));
+        let reached = size.clone().greater_equal(larger.clone());
+        power = power.mask_where(reached, larger);
+    }
+    let shift = power.mul_scalar(1.5 * 8192.0);
+    (x + shift.clone()) - shift
+}
+
+fn blocks(flat: Tensor<1>) -> Tensor<2> {
+    let elements = flat.dims()[0];
+    assert!(elements.is_multiple_of(BLOCK), "{elements} elements are no whole blocks of {BLOCK}");
+    flat.reshape([elements / BLOCK, BLOCK])
+}
+
+fn flat(blocks: Tensor<2>) -> Tensor<1> {
+    let [count, width] = blocks.dims();
+    blocks.reshape([count * width])
+}

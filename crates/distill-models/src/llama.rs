@@ -1,0 +1,455 @@
+//! The Llama family: SmolLM2, Llama 3.2.
+//!
+//! Pre-norm decoder layers of grouped-query attention with rotary positions and a SwiGLU
+//! network. Weights are `[out, in]`, as Hugging Face stores them, so that the quantisation
+//! blocks of 32 lie along the contiguous input dimension.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Int, Tensor, TensorData, activation};
+
+use crate::rope::{inverse_frequencies, rotate};
+use crate::{KvCache, LlamaConfig, fake_quant};
+
+/// Grid on which the inputs of the linears are rounded, in training as in the runtime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ActivationGrid {
+    /// Not at all.
+    #[default]
+    Float,
+    /// Q8_0 in blocks of 32 along the input dimension, scale in f32.
+    Q8_0,
+}
+
+/// A causal language model; its parameter paths are Hugging Face's tensor names.
+#[derive(Module, Debug)]
+pub struct LlamaForCausalLM {
+    /// Everything below the head.
+    pub model: LlamaModel,
+    /// The head, unless it is the embedding.
+    pub lm_head: Option<Linear>,
+    /// Shape of the model.
+    #[module(skip)]
+    pub config: LlamaConfig,
+    /// Grid of the linears' inputs.
+    #[module(skip)]
+    pub activations: ActivationGrid,
+}
+
+/// Embedding, decoder layers, final norm.
+#[derive(Module, Debug)]
+pub struct LlamaModel {
+    /// `[vocab, hidden]`.
+    pub embed_tokens: Embedding,
+    /// Decoder layers, bottom first.
+    pub layers: Vec<LlamaDecoderLayer>,
+    /// Norm before the head.
+    pub norm: RmsNorm,
+}
+
+/// One residual block of attention and one of the feed-forward network.
+#[derive(Module, Debug)]
+pub struct LlamaDecoderLayer {
+    /// Norm before attention.
+    pub input_layernorm: RmsNorm,
+    /// Attention.
+    pub self_attn: LlamaAttention,
+    /// Norm before the feed-forward network.
+    pub post_attention_layernorm: RmsNorm,
+    /// Feed-forward network.
+    pub mlp: LlamaMlp,
+}
+
+/// Grouped-query attention.
+#[derive(Module, Debug)]
+pub struct LlamaAttention {
+    /// `[heads · head_dim, hidden]`.
+    pub q_proj: Linear,
+    /// `[kv_heads · head_dim, hidden]`.
+    pub k_proj: Linear,
+    /// `[kv_heads · head_dim, hidden]`.
+    pub v_proj: Linear,
+    /// `[hidden, heads · head_dim]`.
+    pub o_proj: Linear,
+}
+
+/// `down(silu(gate(x)) ∘ up(x))`.
+#[derive(Module, Debug)]
+pub struct LlamaMlp {
+    /// `[intermediate, hidden]`.
+    pub gate_proj: Linear,
+    /// `[intermediate, hidden]`.
+    pub up_proj: Linear,
+    /// `[hidden, intermediate]`.
+    pub down_proj: Linear,
+}
+
+/// A matrix `[out, in]` without bias.
+#[derive(Module, Debug)]
+pub struct Linear {
+    /// `[out, in]`.
+    pub weight: Param<Tensor<2>>,
+}
+
+/// A table `[vocab, hidden]`.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    /// `[vocab, hidden]`.
+    pub weight: Param<Tensor<2>>,
+}
+
+/// `x / sqrt(mean(x²) + ε) ∘ weight` over the last dimension.
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// `[hidden]`.
+    pub weight: Param<Tensor<1>>,
+    /// ε.
+    #[module(skip)]
+    pub epsilon: f64,
+}
+
+/// Where each token of a batch stands: what rotary embeddings and the causal mask need.
+#[derive(Clone, Debug)]
+pub struct Positions {
+    /// `[batch, 1, tokens, head_dim / 2]`.
+    cos: Tensor<4>,
+    /// `[batch, 1, tokens, head_dim / 2]`.
+    sin: Tensor<4>,
+    /// Added to the scores: 0 where attention may look, −3e38 where not.
+    /// `[batch, 1, 1, tokens, past + tokens]`.
+    bias: Tensor<5>,
+}
+
+const BLOCKED: f32 = -3.0e38;
+
+impl Positions {
+    /// Positions of packed documents: attention is causal and never crosses from one document
+    /// to another. Both slices are row-major `[batch, tokens]`.
+    ///
+    /// # Panics
+    /// If the slices do not hold `batch · tokens` elements.
+    pub fn packed(
+        config: &LlamaConfig,
+        batch: usize,
+        position_ids: &[u32],
+        document_ids: &[u32],
+        device: &Device,
+    ) -> Self {
+        assert_eq!(position_ids.len(), document_ids.len());
+        let tokens = position_ids.len() / batch;
+        assert_eq!(batch * tokens, position_ids.len());
+        let mut bias = vec![BLOCKED; batch * tokens * tokens];
+        for (sequence, documents) in document_ids.chunks_exact(tokens).enumerate() {
+            for query in 0..tokens {
+                let row = (sequence * tokens + query) * tokens;
+                for key in 0..=query {
+                    if documents[key] == documents[query] {
+                        bias[row + key] = 0.0;
+                    }
+                }
+            }
+        }
+        Self::new(config, [batch, tokens, tokens], position_ids, bias, device)
+    }
+
+    /// Positions of `tokens` new tokens of one document after `past` cached ones (batch 1).
+    pub fn continuing(config: &LlamaConfig, past: usize, tokens: usize, device: &Device) -> Self {
+        let ids: Vec<u32> = (past..past + tokens).map(|p| p as u32).collect();
+        let mut bias = vec![0.0; tokens * (past + tokens)];
+        for query in 0..tokens {
+            let row = query * (past + tokens);
+            bias[row + past + query + 1..row + past + tokens].fill(BLOCKED);
+        }
+        Self::new(config, [1, tokens, past + tokens], &ids, bias, device)
+    }
+
+    fn new(
+        config: &LlamaConfig,
+        [batch, tokens, keys]: [usize; 3],
+        position_ids: &[u32],
+        bias: Vec<f32>,
+        device: &Device,
+    ) -> Self {
+        let frequencies = inverse_frequencies(config);
+        let (sin, cos): (Vec<f32>, Vec<f32>) = position_ids
+            .iter()
+            .flat_map(|&p| frequencies.iter().map(move |f| f64::from(p) * f))
+            .map(|angle| (angle.sin() as f32, angle.cos() as f32))
+            .unzip();
+        let shape = [batch, 1, tokens, frequencies.len()];
+        let device = &device.clone().without_autodiff();
+        Self {
+            cos: Tensor::from_data(TensorData::new(cos, shape), device),
+            sin: Tensor::from_data(TensorData::new(sin, shape), device),
+            bias: Tensor::from_data(TensorData::new(bias, [batch, 1, 1, tokens, keys]), device),
+        }
+    }
+
+    fn autodiff(self) -> Self {
+        Self { cos: self.cos.autodiff(), sin: self.sin.autodiff(), bias: self.bias.autodiff() }
+    }
+}
+
+impl LlamaForCausalLM {
+    /// A new model: weights normal with σ = 0.02 (residual outputs scaled by 1/√(2·layers), as
+    /// GPT-2), norms one. The same seed gives the same weights on every backend.
+    ///
+    /// # Panics
+    /// If the configuration was not validated.
+    pub fn init(config: &LlamaConfig, seed: u64, device: &Device) -> Self {
+        let mut normal = Normal::new(seed);
+        let residual = 0.02 / (2.0 * config.num_hidden_layers as f64).sqrt();
+        Self::build(config, device, |name, dims| {
+            let elements: usize = dims.iter().product();
+            if dims.len() == 1 {
+                return vec![1.0; elements];
+            }
+            let feeds_residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
+            let sigma = if feeds_residual { residual } else { 0.02 };
+            (0..elements).map(|_| (sigma * normal.next()) as f32).collect()
+        })
+    }
+
+    /// Assembles the model, asking for each parameter by name and dimensions; the answer is
+    /// row-major.
+    pub(crate) fn build(
+        config: &LlamaConfig,
+        device: &Device,
+        mut values: impl FnMut(&str, &[usize]) -> Vec<f32>,
+    ) -> Self {
+        let device = &device.clone().without_autodiff();
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let queries = config.num_attention_heads * config.head_dim;
+        let keys = config.num_key_value_heads * config.head_dim;
+        let mut matrix = |name: String, dims: [usize; 2]| {
+            let name = format!("{name}.weight");
+            Param::from_data(TensorData::new(values(&name, &dims), dims), device)
+        };
+        let embed_tokens =
+            Embedding { weight: matrix("model.embed_tokens".into(), [config.vocab_size, hidden]) };
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for index in 0..config.num_hidden_layers {
+            let mut linear = |name: &str, out: usize, input: usize| Linear {
+                weight: matrix(format!("model.layers.{index}.{name}"), [out, input]),
+            };
+            let self_attn = LlamaAttention {
+                q_proj: linear("self_attn.q_proj", queries, hidden),
+                k_proj: linear("self_attn.k_proj", keys, hidden),
+                v_proj: linear("self_attn.v_proj", keys, hidden),
+                o_proj: linear("self_attn.o_proj", hidden, queries),
+            };
+            let mlp = LlamaMlp {
+                gate_proj: linear("mlp.gate_proj", inner, hidden),
+                up_proj: linear("mlp.up_proj", inner, hidden),
+                down_proj: linear("mlp.down_proj", hidden, inner),
+            };
+            layers.push((self_attn, mlp));
+        }
+        let lm_head = (!config.tie_word_embeddings)
+            .then(|| Linear { weight: matrix("lm_head".into(), [config.vocab_size, hidden]) });
+        let mut norm = |name: String| RmsNorm {
+            weight: Param::from_data(
+                TensorData::new(values(&format!("{name}.weight"), &[hidden]), [hidden]),
+                device,
+            ),
+            epsilon: config.rms_norm_eps,
+        };
+        let layers = layers
+            .into_iter()
+            .enumerate()
+            .map(|(index, (self_attn, mlp))| LlamaDecoderLayer {
+                input_layernorm: norm(format!("model.layers.{index}.input_layernorm")),
+                self_attn,
+                post_attention_layernorm: norm(format!(
+                    "model.layers.{index}.post_attention_layernorm"
+                )),
+                mlp,
+            })
+            .collect();
+        let norm = norm("model.norm".into());
+        Self {
+            model: LlamaModel { embed_tokens, layers, norm },
+            lm_head,
+            config: config.clone(),
+            activations: ActivationGrid::Float,
+        }
+    }
+
+    /// A student made of some of this model's layers, in order, with everything else kept.
+    ///
+    /// # Errors
+    /// [`crate::ModelError::KeepLayers`] if an index is out of range or the list is not rising.
+    pub fn cut(mut self, keep: &[usize]) -> Result<Self, crate::ModelError> {
+        let count = self.model.layers.len();
+        let rising = keep.windows(2).all(|pair| pair[0] < pair[1]);
+        if keep.is_empty() || !rising || keep.iter().any(|&layer| layer >= count) {
+            return Err(crate::ModelError::KeepLayers {
+                problem: format!("{keep:?}; expected rising indices below the teacher's {count} layers"),
+            });
+        }
+        let mut index = 0;
+        self.model.layers.retain(|_| {
+            index += 1;
+            keep.contains(&(index - 1))
+        });
+        self.config.num_hidden_layers = keep.len();
+        Ok(self)
+    }
+
+    /// Final hidden states, the head's input. `input_ids` is `[batch, tokens]`, the result
+    /// `[batch, tokens, hidden]`; already on the activation grid.
+    pub fn hidden(
+        &self,
+        input_ids: Tensor<2, Int>,
+        positions: &Positions,
+        mut cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        let embedding = self.model.embed_tokens.weight.val();
+        let positions =
+            if embedding.is_autodiff() { positions.clone().autodiff() } else { positions.clone() };
+        let [batch, tokens] = input_ids.dims();
+        let width = self.config.hidden_size;
+        let mut x =
+            embedding.select(0, input_ids.reshape([batch * tokens])).reshape([batch, tokens, width]);
+        for (index, layer) in self.model.layers.iter().enumerate() {
+            let cache = cache.as_deref_mut().map(|cache| (cache, index));
+            x = layer.forward(x, &positions, cache, self);
+        }
+        self.on_grid(self.model.norm.forward(x))
+    }
+
+    /// The head's matrix `[vocab, hidden]`.
+    pub fn head(&self) -> Tensor<2> {
+        match &self.lm_head {
+            Some(head) => head.weight.val(),
+            None => self.model.embed_tokens.weight.val(),
+        }
+    }
+
+    /// Logits `[batch, tokens, vocab]` from the final hidden states.
+    pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
+        linear(hidden, self.head())
+    }
+
+    /// Rounds a linear's input to the activation grid.
+    fn on_grid(&self, x: Tensor<3>) -> Tensor<3> {
+        match self.activations {
+            ActivationGrid::Float => x,
+            ActivationGrid::Q8_0 => fake_quant::activations_q8_0(x),
+        }
+    }
+}
+
+impl LlamaDecoderLayer {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        positions: &Positions,
+        cache: Option<(&mut KvCache, usize)>,
+        model: &LlamaForCausalLM,
+    ) -> Tensor<3> {
+        let normed = model.on_grid(self.input_layernorm.forward(x.clone()));
+        let x = x + self.self_attn.forward(normed, positions, cache, model);
+        let normed = model.on_grid(self.post_attention_layernorm.forward(x.clone()));
+        x + self.mlp.forward(normed, model)
+    }
+}
+
+impl LlamaAttention {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        positions: &Positions,
+        cache: Option<(&mut KvCache, usize)>,
+        model: &LlamaForCausalLM,
+    ) -> Tensor<3> {
+        let [batch, tokens, _] = x.dims();
+        let config = &model.config;
+        let (heads, groups) = (config.num_attention_heads, config.num_key_value_heads);
+        let (per_group, width) = (heads / groups, config.head_dim);
+        // [batch, tokens, n · head_dim] → [batch, n, tokens, head_dim]
+        let split = |x: Tensor<3>, n: usize| x.reshape([batch, tokens, n, width]).swap_dims(1, 2);
+        let queries = split(self.q_proj.forward(x.clone()), heads);
+        let queries = rotate(queries, &positions.cos, &positions.sin);
+        let keys = split(self.k_proj.forward(x.clone()), groups);
+        let keys = rotate(keys, &positions.cos, &positions.sin);
+        let values = split(self.v_proj.forward(x), groups);
+        let (keys, values) = match cache {
+            Some((cache, layer)) => cache.append(layer, keys, values),
+            None => (keys, values),
+        };
+        let known = keys.dims()[2];
+        // The query heads of a group share its keys: fold them into the token dimension.
+        let queries = queries.reshape([batch, groups, per_group * tokens, width]);
+        let scores = queries.matmul(keys.transpose()).mul_scalar((width as f64).powf(-0.5));
+        let scores = scores.reshape([batch, groups, per_group, tokens, known]);
+        let weights = activation::softmax(scores + positions.bias.clone(), 4)
+            .reshape([batch, groups, per_group * tokens, known]);
+        // [batch, groups, per_group · tokens, head_dim] → [batch, tokens, heads · head_dim]
+        let mixed = weights
+            .matmul(values)
+            .reshape([batch, heads, tokens, width])
+            .swap_dims(1, 2)
+            .reshape([batch, tokens, heads * width]);
+        self.o_proj.forward(model.on_grid(mixed))
+    }
+}
+
+impl LlamaMlp {
+    fn forward(&self, x: Tensor<3>, model: &LlamaForCausalLM) -> Tensor<3> {
+        let gate = activation::silu(self.gate_proj.forward(x.clone()));
+        let inner = gate * self.up_proj.forward(x);
+        self.down_proj.forward(model.on_grid(inner))
+    }
+}
+
+impl Linear {
+    /// `x` `[batch, tokens, in]` → `[batch, tokens, out]`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        linear(x, self.weight.val())
+    }
+}
+
+impl RmsNorm {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let mean_square = x.clone().square().mean_dim(2);
+        let scale = mean_square.add_scalar(self.epsilon).sqrt().recip();
+        x * scale * self.weight.val().unsqueeze::<3>()
+    }
+}
+
+/// `x` `[batch, tokens, in]` times `weight` `[out, in]` transposed, as one matrix product.
+fn linear(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
+    let [batch, tokens, input] = x.dims();
+    let out = weight.dims()[0];
+    x.reshape([batch * tokens, input]).matmul(weight.transpose()).reshape([batch, tokens, out])
+}
+
+/// Normal deviates from SplitMix64 and Box–Muller: the same on every backend and platform.
+struct Normal {
+    state: u64,
+    spare: Option<f64>,
+}
+
+impl Normal {
+    fn new(seed: u64) -> Self {
+        Self { state: seed, spare: None }
+    }
+
+    fn uniform(&mut self) -> f64 {
+        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn next(&mut self) -> f64 {
+        if let Some(spare) = self.spare.take() {
+            return spare;
+        }
+        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+        let angle = 2.0 * std::f64::consts::PI * self.uniform();
+        self.spare = Some(radius * angle.sin());
+        radius * angle.cos()
+    }
+}

@@ -1,0 +1,112 @@
+//! The weights that ship, made from the master weights.
+//!
+//! Fake quantisation stands outside the autodiff graph: once per optimiser step the masters
+//! are rounded, the model runs on the rounded weights, and [`straight_through`] carries their
+//! gradients back to the masters. Micro-batches, evaluation and export thus see one and the
+//! same grid, and its cost does not grow with gradient accumulation.
+
+use burn::tensor::Tensor;
+
+use crate::parameters::{self, NamedTensors};
+use crate::{ActivationGrid, LlamaConfig, LlamaForCausalLM, ModelError, fake_quant};
+
+/// Grid of a group of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum WeightGrid {
+    /// As trained.
+    #[default]
+    Float,
+    /// 4 bits, blocks of 32.
+    Q4_0,
+    /// 8 bits, blocks of 32.
+    Q8_0,
+}
+
+/// Which grid each group of weights ships on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct WeightGrids {
+    /// The matrices of the decoder layers.
+    pub linears: WeightGrid,
+    /// Token embedding and head, tied or not.
+    pub embeddings: WeightGrid,
+    /// Inputs of the linears and of the head.
+    pub activations: ActivationGrid,
+}
+
+impl WeightGrids {
+    /// The grid of a parameter; norms stay in float.
+    pub fn of(&self, name: &str) -> WeightGrid {
+        if name.ends_with("norm.weight") {
+            WeightGrid::Float
+        } else if name == "model.embed_tokens.weight" || name == "lm_head.weight" {
+            self.embeddings
+        } else {
+            self.linears
+        }
+    }
+
+    /// Checks that every quantised matrix has whole blocks in its rows.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] naming the dimension.
+    pub fn check(&self, config: &LlamaConfig) -> Result<(), ModelError> {
+        if *self == Self::default() {
+            return Ok(());
+        }
+        let queries = config.num_attention_heads * config.head_dim;
+        for (key, width) in [
+            ("hidden_size", config.hidden_size),
+            ("intermediate_size", config.intermediate_size),
+            ("num_attention_heads · head_dim", queries),
+        ] {
+            if !width.is_multiple_of(distill_quant::BLOCK) {
+                return Err(ModelError::Shape {
+                    place: "quantize".into(),
+                    problem: format!(
+                        "the student's `{key}` is {width}, which is no multiple of the block of {}",
+                        distill_quant::BLOCK
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The model as it ships: every weight on its grid, activations rounded in the forward pass.
+pub fn quantize(masters: &LlamaForCausalLM, grids: &WeightGrids) -> LlamaForCausalLM {
+    let mut model = parameters::map(masters.clone(), |name, _, weights| {
+        round(grids.of(name), weights)
+    });
+    model.activations = grids.activations;
+    model
+}
+
+fn round(grid: WeightGrid, weights: Tensor<1>) -> Option<Tensor<1>> {
+    match grid {
+        WeightGrid::Float => None,
+        WeightGrid::Q4_0 => Some(fake_quant::q4_0(weights)),
+        WeightGrid::Q8_0 => Some(fake_quant::q8_0(weights)),
+    }
+}
+
+/// Turns gradients of the rounded weights into gradients of the masters: unchanged inside the
+/// grid's range, zero where the code is clamped. Q8_0 never clamps.
+pub fn straight_through(
+    masters: &LlamaForCausalLM,
+    grids: &WeightGrids,
+    gradients: &mut NamedTensors,
+) {
+    if grids.linears != WeightGrid::Q4_0 && grids.embeddings != WeightGrid::Q4_0 {
+        return;
+    }
+    parameters::map(masters.clone(), |name, _, weights| {
+        if grids.of(name) == WeightGrid::Q4_0
+            && let Some(gradient) = gradients.remove(name)
+        {
+            let inside = fake_quant::q4_0_straight_through(weights);
+            gradients.insert(name.to_string(), gradient * inside);
+        }
+        None
+    });
+}

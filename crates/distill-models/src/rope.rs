@@ -1,0 +1,60 @@
+//! Rotary position embeddings in Hugging Face's layout (halves, not interleaved pairs).
+//!
+//! Angles are computed in f64 as position × θ^(−2i/d) and rounded once to f32; the edge
+//! runtime does the same, so that the two never part by an accumulated frequency.
+
+use burn::tensor::Tensor;
+
+use crate::{LlamaConfig, RopeScaling};
+
+/// Inverse frequencies, `[head_dim / 2]`, with Llama 3's scaling applied.
+///
+/// Source: `rope_type = "llama3"` of the Llama 3.1 release: wavelengths longer than
+/// `original / low_freq_factor` are divided by `factor`, those shorter than
+/// `original / high_freq_factor` are kept, and between them the two are blended linearly.
+pub fn inverse_frequencies(config: &LlamaConfig) -> Vec<f64> {
+    let half = config.head_dim / 2;
+    let plain = (0..half)
+        .map(|i| config.rope_theta.powf(-2.0 * i as f64 / config.head_dim as f64));
+    match &config.rope_scaling {
+        None => plain.collect(),
+        Some(RopeScaling::Divisors { rope_divisors }) => {
+            plain.zip(rope_divisors).map(|(f, &d)| f / f64::from(d)).collect()
+        }
+        Some(RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+            ..
+        }) => plain
+            .map(|frequency| {
+                let original = *original_max_position_embeddings as f64;
+                let turns = original * frequency / (2.0 * std::f64::consts::PI);
+                if turns < *low_freq_factor {
+                    frequency / factor
+                } else if turns > *high_freq_factor {
+                    frequency
+                } else {
+                    let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    (1.0 - smooth) * frequency / factor + smooth * frequency
+                }
+            })
+            .collect(),
+    }
+}
+
+/// Rotates `x` `[batch, heads, tokens, head_dim]` by `cos` and `sin`
+/// `[batch, 1, tokens, head_dim / 2]`.
+pub fn rotate(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Tensor<4> {
+    let half = x.dims()[3] / 2;
+    let first = x.clone().narrow(3, 0, half);
+    let second = x.narrow(3, half, half);
+    Tensor::cat(
+        vec![
+            first.clone() * cos.clone() - second.clone() * sin.clone(),
+            second * cos.clone() + first * sin.clone(),
+        ],
+        3,
+    )
+}

@@ -1,0 +1,120 @@
+use std::path::{Path, PathBuf};
+
+use distill_data::DataError;
+use distill_models::ModelError;
+
+/// Everything that can go wrong in a training run.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// A model could not be read, made or written.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The data could not be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A file of the run directory could not be read or written.
+    #[error("{action} {}: {source}{}", path.display(), crate::error::advice(source))]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+    /// A file of the run directory does not hold what was written there.
+    #[error(
+        "{}: {problem}; the checkpoint is damaged: remove its directory to resume from the one before",
+        path.display()
+    )]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Teacher and student speak different tokens.
+    #[error(
+        "the teacher's tokenizer is not the student's: {problem}; distillation compares \
+         probabilities token by token, so set `student.tokenizer` to the teacher's or choose a \
+         teacher of the student's family"
+    )]
+    Tokenizers {
+        /// How they differ.
+        problem: String,
+    },
+    /// A model's embedding does not cover its tokenizer.
+    #[error(
+        "the {model} has {rows} embedding rows but its tokenizer {tokens} tokens; \
+         they belong to different models"
+    )]
+    Vocabulary {
+        /// `"student"` or `"teacher"`.
+        model: &'static str,
+        /// Rows of the embedding.
+        rows: usize,
+        /// Tokens of the tokenizer.
+        tokens: usize,
+    },
+    /// The loss or the gradient is not a number.
+    #[error(
+        "step {step}: the {what} is {value}; the run stopped before it touched the weights. \
+         The last good checkpoint is {}. Lower `train.learning_rate`, raise \
+         `train.warmup_steps` or set `train.clip_norm`, then resume",
+        checkpoint.as_ref().map_or("none yet".into(), |c| c.display().to_string())
+    )]
+    Diverged {
+        /// The step, from 0.
+        step: usize,
+        /// `"loss"` or `"gradient norm"`.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// Directory of the newest checkpoint.
+        checkpoint: Option<PathBuf>,
+    },
+    /// A run is resumed with another recipe.
+    #[error(
+        "{}: the recipe has changed since this run began ({difference}); \
+         resume with the recipe it began with, or start a new run without --resume",
+        path.display()
+    )]
+    RecipeChanged {
+        /// The saved recipe.
+        path: PathBuf,
+        /// The first line that differs.
+        difference: String,
+    },
+}
+
+impl TrainError {
+    /// Whether the user's input is at fault (exit code 2) rather than the work (1).
+    pub fn is_input(&self) -> bool {
+        match self {
+            Self::Io { .. } | Self::Checkpoint { .. } | Self::Diverged { .. } => false,
+            Self::Model(error) => !matches!(error, ModelError::NonFinite { .. } | ModelError::Io { action: "writing", .. }),
+            _ => true,
+        }
+    }
+
+    pub(crate) fn io(
+        action: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(std::io::Error) -> Self + use<> {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// The way out of the usual failures of a disk.
+pub(crate) fn advice(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull => {
+            "; free some space and continue with --resume: finished checkpoints are intact"
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            "; make the directory writable or set `output` to another one"
+        }
+        _ => "",
+    }
+}

@@ -1,0 +1,128 @@
+//! The LM head and the loss, in tiles of tokens.
+//!
+//! Logits of a whole batch would be the largest tensor of a step (100 MB for 512 tokens of a
+//! 49,152-token vocabulary), and the loss needs several of that size. They are made, used and
+//! dropped a tile at a time, with the gradients of [`crate::loss`] multiplied back at once.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use distill_data::Batch;
+
+use crate::loss::{Distillation, cross_entropy, divergence};
+use crate::teacher::Signal;
+
+/// Tokens a tile.
+const TILE: usize = 256;
+
+/// The loss of a micro-batch and its gradients with respect to the head and what feeds it.
+pub struct HeadLoss {
+    /// Sums over the valid tokens, not yet divided.
+    pub sums: LossSums,
+    /// ∂loss/∂hidden, `[tokens, hidden]`.
+    pub hidden_gradient: Tensor<2>,
+    /// ∂loss/∂head, `[rows, hidden]`.
+    pub head_gradient: Tensor<2>,
+}
+
+/// Sums over valid tokens, in nats.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LossSums {
+    /// Σ (1 − w)·D + w·CE.
+    pub loss: f64,
+    /// Σ D, as weighted by T².
+    pub divergence: f64,
+    /// Σ CE against the labels.
+    pub cross_entropy: f64,
+}
+
+impl std::ops::AddAssign for LossSums {
+    fn add_assign(&mut self, other: Self) {
+        self.loss += other.loss;
+        self.divergence += other.divergence;
+        self.cross_entropy += other.cross_entropy;
+    }
+}
+
+/// What the loss of a micro-batch is made of.
+pub struct HeadInput<'a> {
+    /// Final hidden states of the student, `[tokens, hidden]`, without autodiff.
+    pub hidden: Tensor<2>,
+    /// The student's head, `[rows, hidden]`, without autodiff; rows beyond the vocabulary are
+    /// padding and take no part.
+    pub head: Tensor<2>,
+    /// Tokens that exist.
+    pub vocabulary: usize,
+    /// Labels and mask.
+    pub batch: &'a Batch,
+    /// What the teacher says, and how to be held against it; `None` is plain cross-entropy.
+    pub distillation: Option<(&'a Signal, &'a Distillation)>,
+    /// Valid tokens of the whole accumulation window.
+    pub denominator: usize,
+}
+
+impl HeadInput<'_> {
+    /// Loss and gradients; the gradients are divided by the denominator, the sums are not.
+    pub fn loss(&self) -> HeadLoss {
+        let device = self.hidden.device();
+        let [tokens, width] = self.hidden.dims();
+        let rows = self.head.dims()[0];
+        let head = self.head.clone().narrow(0, 0, self.vocabulary);
+        let mut sums = LossSums::default();
+        let mut hidden_gradients = Vec::with_capacity(tokens.div_ceil(TILE));
+        let mut head_gradient = Tensor::zeros([self.vocabulary, width], &device);
+        for start in (0..tokens).step_by(TILE) {
+            let tile = start..(start + TILE).min(tokens);
+            let hidden = self.hidden.clone().slice([tile.clone()]);
+            let logits = hidden.clone().matmul(head.clone().transpose());
+            let gradient = self.tile(logits, tile, &mut sums, &device);
+            hidden_gradients.push(gradient.clone().matmul(head.clone()));
+            head_gradient = head_gradient + gradient.transpose().matmul(hidden);
+        }
+        if rows > self.vocabulary {
+            let padding = Tensor::zeros([rows - self.vocabulary, width], &device);
+            head_gradient = Tensor::cat(vec![head_gradient, padding], 0);
+        }
+        HeadLoss { sums, hidden_gradient: Tensor::cat(hidden_gradients, 0), head_gradient }
+    }
+
+    /// Adds the tile's losses to `sums` and returns ∂loss/∂logits, `[tile, vocab]`.
+    fn tile(
+        &self,
+        logits: Tensor<2>,
+        tile: std::ops::Range<usize>,
+        sums: &mut LossSums,
+        device: &Device,
+    ) -> Tensor<2> {
+        let tokens = tile.len();
+        let labels: Vec<i32> = self.batch.labels[tile.clone()].iter().map(|&l| l as i32).collect();
+        let labels = Tensor::<1, Int>::from_data(TensorData::new(labels, [tokens]), device);
+        let mask = &self.batch.loss_mask[tile.clone()];
+        let masked_sum = |value: Tensor<1>| -> f64 {
+            let values = distill_models::parameters::values(value);
+            mask.iter().zip(values).filter(|(m, _)| **m).map(|(_, v)| f64::from(v)).sum()
+        };
+        let hard = cross_entropy(logits.clone(), labels);
+        let hard_sum = masked_sum(hard.value);
+        sums.cross_entropy += hard_sum;
+        let gradient = match self.distillation {
+            None => {
+                sums.loss += hard_sum;
+                hard.gradient
+            }
+            Some((Signal::Dense(teacher), options)) => {
+                let weight = options.cross_entropy;
+                let soft = divergence(logits, teacher.logits(tile.clone()), options);
+                let soft_sum = masked_sum(soft.value);
+                sums.divergence += soft_sum;
+                sums.loss += (1.0 - weight) * soft_sum + weight * hard_sum;
+                if weight == 0.0 {
+                    soft.gradient
+                } else {
+                    soft.gradient.mul_scalar(1.0 - weight) + hard.gradient.mul_scalar(weight)
+                }
+            }
+        };
+        let share = 1.0 / self.denominator.max(1) as f32;
+        let shares: Vec<f32> = mask.iter().map(|&m| if m { share } else { 0.0 }).collect();
+        gradient * Tensor::<2>::from_data(TensorData::new(shares, [tokens, 1]), device)
+    }
+}

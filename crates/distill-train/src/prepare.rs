@@ -1,0 +1,322 @@
+//! From a resolved recipe to everything the loop needs: tokenizer, data, teacher, student.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use distill_data::{
+    Dataset, PackingOptions, Progress, Source, SourceOptions, SpecialTokens, TextTokenizer,
+    documents,
+};
+use distill_gguf::GgufFile;
+use distill_models::weights::read_config;
+use distill_models::{
+    ActivationGrid, Backend, LlamaConfig, LlamaForCausalLM, LoadReport, ModelError, WeightGrid,
+    WeightGrids, load_pretrained,
+};
+use distill_recipe::{DivergenceKind, NewModel, Recipe, StudentInit, TokenizerChoice};
+
+use crate::TrainError;
+use crate::loss::{Distillation, Divergence};
+use crate::teacher::{LocalTeacher, Teacher};
+
+/// Where the recipe's models and data lie on this machine, hub ids already downloaded.
+#[derive(Clone, Debug, Default)]
+pub struct LocalPaths {
+    /// The student's first weights, if it starts from a model.
+    pub student: Option<PathBuf>,
+    /// The teacher.
+    pub teacher: Option<PathBuf>,
+    /// The tokenizer, if it is named apart from the models.
+    pub tokenizer: Option<PathBuf>,
+    /// The text.
+    pub sources: Vec<String>,
+}
+
+/// What a run works with and never changes.
+pub struct Prepared {
+    /// The student's tokenizer.
+    pub tokenizer: TextTokenizer,
+    /// Packed text, split.
+    pub dataset: Dataset,
+    /// The teacher, if there is one.
+    pub teacher: Option<Box<dyn Teacher>>,
+    /// Tokens that exist; embedding rows beyond are padding and take no part in any loss.
+    pub vocabulary: usize,
+    /// The grids that ship.
+    pub grids: WeightGrids,
+    /// How the student is held against the teacher.
+    pub distillation: Option<Distillation>,
+    /// The shape of the student.
+    pub student: LlamaConfig,
+    /// What was read for the teacher.
+    pub teacher_report: Option<LoadReport>,
+    /// The teacher's weights: a student may be cut from them, and the report measures them.
+    pub teacher_model: Option<LlamaForCausalLM>,
+}
+
+/// Reads everything a recipe names. `run` keeps a trained tokenizer, so that a resumed run
+/// has the very same one.
+///
+/// # Errors
+/// [`TrainError`]: a model or data file that cannot be read, tokenizers that differ, a student
+/// whose rows are no whole blocks.
+pub fn prepare(
+    recipe: &Recipe,
+    paths: &LocalPaths,
+    run: &Path,
+    device: &Device,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Prepared, TrainError> {
+    let tokenizer = tokenizer(recipe, paths, run)?;
+    let (teacher_model, teacher_report) = match &paths.teacher {
+        None => (None, None),
+        Some(path) => {
+            let theirs = read_tokenizer(path)?;
+            same_tokens(&tokenizer, &theirs)?;
+            let (model, report) = load_pretrained(path, device)?;
+            covers("teacher", &model.config, &tokenizer)?;
+            (Some(model), Some(report))
+        }
+    };
+    let student = student_config(recipe, paths, &tokenizer, teacher_model.as_ref())?;
+    student.validate("student.config")?;
+    covers("student", &student, &tokenizer)?;
+    let grids = grids(recipe);
+    grids.check(&student)?;
+
+    let dataset = dataset(recipe, paths, &tokenizer, progress)?;
+    let vocabulary = tokenizer.vocab_size();
+    let teacher = teacher_model.clone().map(|model| {
+        Box::new(LocalTeacher::new(model, vocabulary, device.clone())) as Box<dyn Teacher>
+    });
+    Ok(Prepared {
+        distillation: recipe.distill.as_ref().map(|d| Distillation {
+            divergence: match d.loss {
+                DivergenceKind::ForwardKl => Divergence::ForwardKl,
+                DivergenceKind::ReverseKl => Divergence::ReverseKl,
+                DivergenceKind::Jsd { beta } => Divergence::Jsd { beta },
+            },
+            temperature: d.temperature,
+            scale_by_temperature_squared: d.scale_by_temperature_squared,
+            cross_entropy: d.cross_entropy,
+        }),
+        tokenizer,
+        dataset,
+        teacher,
+        vocabulary,
+        grids,
+        student,
+        teacher_report,
+        teacher_model,
+    })
+}
+
+/// Tokenizer and data alone, for a look at them.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn text(
+    recipe: &Recipe,
+    paths: &LocalPaths,
+    run: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(TextTokenizer, Dataset), TrainError> {
+    let tokenizer = tokenizer(recipe, paths, run)?;
+    let dataset = dataset(recipe, paths, &tokenizer, progress)?;
+    Ok((tokenizer, dataset))
+}
+
+/// The recipe's text, packed and split.
+///
+/// # Errors
+/// [`TrainError::Data`].
+pub fn dataset(
+    recipe: &Recipe,
+    paths: &LocalPaths,
+    tokenizer: &TextTokenizer,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Dataset, TrainError> {
+    let packing = PackingOptions {
+        sequence_length: recipe.data.sequence_length,
+        held_out_fraction: recipe.data.held_out,
+        seed: recipe.seed,
+    };
+    let sources = sources(recipe, paths)?;
+    Ok(Dataset::prepare_with_progress(tokenizer, &sources, &packing, progress)?)
+}
+
+impl Prepared {
+    /// The student's first weights.
+    ///
+    /// # Errors
+    /// [`TrainError::Model`].
+    pub fn first_student(
+        &self,
+        recipe: &Recipe,
+        paths: &LocalPaths,
+        device: &Device,
+    ) -> Result<LlamaForCausalLM, TrainError> {
+        match (&recipe.student.init, &paths.student, &self.teacher_model) {
+            (StudentInit::From(_), Some(path), _) => Ok(load_pretrained(path, device)?.0),
+            (StudentInit::KeepLayers(keep), _, Some(teacher)) => Ok(teacher.clone().cut(keep)?),
+            _ => Ok(LlamaForCausalLM::init(&self.student, recipe.seed, device)),
+        }
+    }
+}
+
+/// The backend's device, by the recipe's name for it.
+///
+/// # Errors
+/// [`ModelError::BackendMissing`] if this build does not contain it.
+pub fn device(backend: distill_recipe::Backend) -> Result<Device, ModelError> {
+    match backend {
+        distill_recipe::Backend::Flex => Backend::Flex,
+        distill_recipe::Backend::Ndarray => Backend::Ndarray,
+        distill_recipe::Backend::Wgpu => Backend::Wgpu,
+        distill_recipe::Backend::Cuda => Backend::Cuda,
+    }
+    .device()
+}
+
+/// The grids that ship.
+pub fn grids(recipe: &Recipe) -> WeightGrids {
+    let weights = |grid| match grid {
+        distill_recipe::WeightGrid::Q4_0 => WeightGrid::Q4_0,
+        distill_recipe::WeightGrid::Q8_0 => WeightGrid::Q8_0,
+        distill_recipe::WeightGrid::None => WeightGrid::Float,
+    };
+    recipe.quantize.as_ref().map_or(WeightGrids::default(), |q| WeightGrids {
+        linears: weights(q.linears),
+        embeddings: weights(q.embeddings),
+        activations: match q.activations {
+            distill_recipe::ActivationGrid::Q8_0 => ActivationGrid::Q8_0,
+            distill_recipe::ActivationGrid::Float => ActivationGrid::Float,
+        },
+    })
+}
+
+/// The tokenizer of a model directory or GGUF file.
+///
+/// # Errors
+/// [`TrainError::Data`] if there is none or it does not parse.
+pub fn read_tokenizer(path: &Path) -> Result<TextTokenizer, TrainError> {
+    if path.extension().is_some_and(|e| e == "gguf") {
+        let file = GgufFile::open(path).map_err(ModelError::from)?;
+        Ok(TextTokenizer::from_gguf(&file)?)
+    } else {
+        Ok(TextTokenizer::from_directory(path)?)
+    }
+}
+
+fn sources(recipe: &Recipe, paths: &LocalPaths) -> Result<Vec<Source>, TrainError> {
+    let options = SourceOptions {
+        text_field: recipe.data.text_field.clone(),
+        document_separator: recipe.data.document_separator.clone(),
+    };
+    let mut sources = Vec::new();
+    for spec in &paths.sources {
+        sources.extend(Source::resolve(spec, &options)?);
+    }
+    Ok(sources)
+}
+
+fn tokenizer(
+    recipe: &Recipe,
+    paths: &LocalPaths,
+    run: &Path,
+) -> Result<TextTokenizer, TrainError> {
+    let named = match &recipe.student.tokenizer {
+        TokenizerChoice::From(_) => &paths.tokenizer,
+        TokenizerChoice::Student => &paths.student,
+        TokenizerChoice::Teacher => &paths.teacher,
+        TokenizerChoice::Train { vocab_size } => {
+            let kept = run.join("tokenizer");
+            if kept.join("tokenizer.json").is_file() {
+                return Ok(TextTokenizer::from_directory(&kept)?);
+            }
+            let special = SpecialTokens::default();
+            let sources = sources(recipe, paths)?;
+            let trained = TextTokenizer::train(documents(&sources)?, *vocab_size, &special)?;
+            std::fs::create_dir_all(&kept).map_err(TrainError::io("creating", &kept))?;
+            trained.save(&kept)?;
+            return Ok(trained);
+        }
+    };
+    match named.as_ref().or(paths.student.as_ref()).or(paths.teacher.as_ref()) {
+        Some(path) => read_tokenizer(path),
+        None => Err(TrainError::Tokenizers {
+            problem: "the recipe names none; set `student.tokenizer` or `student.train_tokenizer`"
+                .into(),
+        }),
+    }
+}
+
+fn student_config(
+    recipe: &Recipe,
+    paths: &LocalPaths,
+    tokenizer: &TextTokenizer,
+    teacher: Option<&LlamaForCausalLM>,
+) -> Result<LlamaConfig, TrainError> {
+    match (&recipe.student.init, &paths.student, teacher) {
+        (StudentInit::From(_), Some(path), _) => Ok(read_config(path)?),
+        (StudentInit::KeepLayers(keep), _, Some(teacher)) => {
+            Ok(teacher.clone().cut(keep)?.config)
+        }
+        (StudentInit::Config(new), _, _) => Ok(new_config(new, tokenizer)),
+        _ => Err(TrainError::Model(ModelError::KeepLayers {
+            problem: "there is no teacher to cut from".into(),
+        })),
+    }
+}
+
+fn new_config(new: &NewModel, tokenizer: &TextTokenizer) -> LlamaConfig {
+    LlamaConfig {
+        vocab_size: tokenizer.vocab_size(),
+        hidden_size: new.hidden_size,
+        intermediate_size: new.intermediate_size,
+        num_hidden_layers: new.num_hidden_layers,
+        num_attention_heads: new.num_attention_heads,
+        num_key_value_heads: new.num_key_value_heads,
+        head_dim: new.head_dim,
+        rope_theta: new.rope_theta,
+        rope_scaling: None,
+        rms_norm_eps: new.rms_norm_eps,
+        max_position_embeddings: new.max_position_embeddings,
+        tie_word_embeddings: new.tie_word_embeddings,
+        bos_token_id: tokenizer.bos(),
+        eos_token_id: tokenizer.eos(),
+    }
+}
+
+fn same_tokens(student: &TextTokenizer, teacher: &TextTokenizer) -> Result<(), TrainError> {
+    if student.fingerprint() == teacher.fingerprint() {
+        return Ok(());
+    }
+    let (ours, theirs) = (student.vocab_size(), teacher.vocab_size());
+    let problem = if ours == theirs {
+        let same = |id: &u32| student.token(*id) == teacher.token(*id);
+        match (0..ours as u32).find(|id| !same(id)) {
+            Some(id) => format!(
+                "token {id} is {:?} for the student and {:?} for the teacher",
+                student.token(id).unwrap_or_default(),
+                teacher.token(id).unwrap_or_default()
+            ),
+            None => "the tokens are the same but the merges are not".into(),
+        }
+    } else {
+        format!("it has {theirs} tokens, the student's {ours}")
+    };
+    Err(TrainError::Tokenizers { problem })
+}
+
+fn covers(
+    model: &'static str,
+    config: &LlamaConfig,
+    tokenizer: &TextTokenizer,
+) -> Result<(), TrainError> {
+    let (rows, tokens) = (config.vocab_size, tokenizer.vocab_size());
+    if rows < tokens {
+        return Err(TrainError::Vocabulary { model, rows, tokens });
+    }
+    Ok(())
+}

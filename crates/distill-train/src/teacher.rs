@@ -1,0 +1,83 @@
+//! Teachers: what the student is held against.
+
+use std::ops::Range;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use distill_data::Batch;
+use distill_models::{LlamaForCausalLM, Positions};
+
+use crate::TrainError;
+
+/// A source of next-token distributions.
+///
+/// It returns a signal, not a tensor: a remote teacher will give the top k with their tail, a
+/// cache random samples, a local one everything.
+pub trait Teacher {
+    /// The teacher's view of every position of a batch.
+    ///
+    /// # Errors
+    /// Whatever keeps the teacher from answering.
+    fn signal(&self, batch: &Batch) -> Result<Signal, TrainError>;
+}
+
+/// What a teacher says of a batch.
+#[derive(Clone, Debug)]
+pub enum Signal {
+    /// The logits of the whole vocabulary.
+    Dense(Dense),
+}
+
+/// Logits in the form that costs nothing to keep: final hidden states and the head.
+#[derive(Clone, Debug)]
+pub struct Dense {
+    /// `[tokens, hidden]`.
+    hidden: Tensor<2>,
+    /// `[vocab, hidden]`.
+    head: Tensor<2>,
+}
+
+impl Dense {
+    /// Logits of some of the tokens, `[rows, vocab]`.
+    pub fn logits(&self, rows: Range<usize>) -> Tensor<2> {
+        self.hidden.clone().slice([rows]).matmul(self.head.clone().transpose())
+    }
+}
+
+/// A teacher that runs on this machine's backend, without gradients.
+pub struct LocalTeacher {
+    model: LlamaForCausalLM,
+    /// Tokens that exist; rows beyond are padding.
+    vocabulary: usize,
+    device: Device,
+}
+
+impl LocalTeacher {
+    /// A teacher over the first `vocabulary` rows of its head.
+    pub fn new(model: LlamaForCausalLM, vocabulary: usize, device: Device) -> Self {
+        Self { model, vocabulary, device }
+    }
+}
+
+impl Teacher for LocalTeacher {
+    fn signal(&self, batch: &Batch) -> Result<Signal, TrainError> {
+        let hidden = forward(&self.model, batch, &self.device);
+        let head = self.model.head().narrow(0, 0, self.vocabulary);
+        Ok(Signal::Dense(Dense { hidden, head }))
+    }
+}
+
+/// Final hidden states of a batch, `[batch · sequence, hidden]`.
+pub fn forward(model: &LlamaForCausalLM, batch: &Batch, device: &Device) -> Tensor<2> {
+    let ids: Vec<i32> = batch.input_ids.iter().map(|&id| id as i32).collect();
+    let ids =
+        Tensor::<2, Int>::from_data(TensorData::new(ids, [batch.batch, batch.sequence]), device);
+    let positions = Positions::packed(
+        &model.config,
+        batch.batch,
+        &batch.position_ids,
+        &batch.document_ids,
+        device,
+    );
+    let hidden = model.hidden(ids, &positions, None);
+    hidden.reshape([batch.batch * batch.sequence, model.config.hidden_size])
+}

@@ -1,0 +1,265 @@
+//! The loop.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use burn::tensor::{Device, Tensor};
+use distill_data::{Batch, Cursor};
+use distill_eval::Score;
+use distill_models::parameters::{self, NamedTensors};
+use distill_models::quantized::{quantize, straight_through};
+use distill_models::{LlamaForCausalLM, WeightGrids};
+use distill_recipe::Recipe;
+
+use crate::checkpoint::{self, TrainState};
+use crate::evaluate::evaluate;
+use crate::head::{HeadInput, LossSums};
+use crate::loss::Distillation;
+use crate::metrics::{MetricsLog, Record};
+use crate::optimizer::{AdamW, clip_global_norm};
+use crate::prepare::Prepared;
+use crate::schedule::learning_rate;
+use crate::teacher::forward;
+use crate::TrainError;
+
+/// Hears what the loop does; the CLI draws a bar, a test nothing.
+pub trait Observer {
+    /// A record was written; `tokens_per_second` comes with those of training steps.
+    fn record(&mut self, record: &Record, tokens_per_second: Option<f64>) {
+        let _ = (record, tokens_per_second);
+    }
+    /// A checkpoint was written.
+    fn checkpoint(&mut self, path: &std::path::Path) {
+        let _ = path;
+    }
+}
+
+impl Observer for () {}
+
+/// A run in progress.
+pub struct Trainer<'a> {
+    recipe: &'a Recipe,
+    prepared: &'a Prepared,
+    run: PathBuf,
+    device: Device,
+    /// Full-precision weights, without autodiff; what the optimiser moves.
+    masters: LlamaForCausalLM,
+    optimizer: AdamW,
+    grids: WeightGrids,
+    distillation: Option<Distillation>,
+    cursor: Cursor,
+    step: usize,
+    log: MetricsLog,
+}
+
+impl<'a> Trainer<'a> {
+    /// Starts a run in `run`, or continues it from its newest checkpoint.
+    ///
+    /// # Errors
+    /// [`TrainError`]: an unreadable checkpoint, an unwritable run directory.
+    pub fn open(
+        recipe: &'a Recipe,
+        prepared: &'a Prepared,
+        student: impl FnOnce() -> Result<LlamaForCausalLM, TrainError>,
+        run: PathBuf,
+        device: Device,
+    ) -> Result<Self, TrainError> {
+        let optimizer = AdamW::new(&recipe.train);
+        let (masters, optimizer, state) = match checkpoint::newest(&run)? {
+            Some(path) => checkpoint::read(&path, optimizer, &device)?,
+            None => {
+                let cursor = prepared.dataset.train.cursor(recipe.seed);
+                (student()?, optimizer, TrainState { step: 0, cursor, metrics_bytes: 0 })
+            }
+        };
+        let cursor = prepared.dataset.train.resume(state.cursor)?;
+        Ok(Self {
+            recipe,
+            prepared,
+            log: MetricsLog::open(&run, state.metrics_bytes)?,
+            run,
+            device,
+            masters,
+            optimizer,
+            grids: prepared.grids,
+            distillation: prepared.distillation,
+            cursor,
+            step: state.step,
+        })
+    }
+
+    /// Trains to the last step. The masters stand in the checkpoint that is returned.
+    ///
+    /// # Errors
+    /// [`TrainError::Diverged`] with the last good checkpoint intact; disk and teacher errors.
+    pub fn run(mut self, observer: &mut dyn Observer) -> Result<PathBuf, TrainError> {
+        let train = &self.recipe.train;
+        if self.step == 0 {
+            self.evaluate(observer)?;
+        }
+        while self.step < train.steps {
+            if self.recipe.quantize.as_ref().is_some_and(|q| q.start_step == self.step) {
+                self.evaluate_before_quantization(observer)?;
+            }
+            let started = Instant::now();
+            let (record, tokens) = self.train_step()?;
+            self.log.write(&record)?;
+            let seconds = started.elapsed().as_secs_f64();
+            let speed = tokens as f64 / seconds;
+            let timing = Record::new(self.step, "timing")
+                .with("seconds", seconds)
+                .with("tokens_per_second", speed);
+            self.log.write_timing(&timing)?;
+            observer.record(&record, Some(speed));
+
+            let last = self.step == train.steps;
+            if last || self.step.is_multiple_of(train.eval_every) {
+                self.evaluate(observer)?;
+            }
+            if last || self.step.is_multiple_of(train.checkpoint_every) {
+                observer.checkpoint(&self.checkpoint()?);
+            }
+        }
+        Ok(self.run.join(format!("step-{}", self.step)))
+    }
+
+    /// One update from one accumulation window. Returns its record and the tokens it saw.
+    fn train_step(&mut self) -> Result<(Record, usize), TrainError> {
+        let train = &self.recipe.train;
+        let split = &self.prepared.dataset.train;
+        let window: Vec<Batch> = (0..train.gradient_accumulation)
+            .map(|_| split.next_batch(&mut self.cursor, train.batch_size))
+            .collect();
+        let valid: usize = window.iter().map(Batch::valid_tokens).sum();
+        let grids = self.grids_now();
+        let live = parameters::tracked(&quantize(&self.masters, &grids));
+
+        let mut gradients = NamedTensors::new();
+        let mut sums = LossSums::default();
+        for batch in &window {
+            sums += self.micro_batch(&live, batch, valid, &mut gradients)?;
+        }
+        straight_through(&self.masters, &grids, &mut gradients);
+        let norm = clip_global_norm(&mut gradients, train.clip_norm);
+        let mean = |sum: f64| sum / valid.max(1) as f64;
+        self.refuse_non_finite("loss", mean(sums.loss))?;
+        self.refuse_non_finite("gradient norm", norm)?;
+
+        let rate = learning_rate(train, self.step);
+        self.masters = self.optimizer.update(self.masters.clone(), gradients, rate);
+        self.step += 1;
+        let mut record = Record::new(self.step, "train").with("loss", mean(sums.loss));
+        if self.distillation.is_some() {
+            record = record.with("divergence", mean(sums.divergence));
+        }
+        record = record
+            .with("cross_entropy", mean(sums.cross_entropy))
+            .with("gradient_norm", norm)
+            .with("learning_rate", rate)
+            .with("tokens", valid as f64);
+        let tokens = window.iter().map(|b| b.input_ids.len()).sum();
+        Ok((record, tokens))
+    }
+
+    /// Adds a micro-batch's gradients, already divided by the window's valid tokens.
+    fn micro_batch(
+        &self,
+        live: &LlamaForCausalLM,
+        batch: &Batch,
+        valid: usize,
+        gradients: &mut NamedTensors,
+    ) -> Result<LossSums, TrainError> {
+        let teacher = self.prepared.teacher.as_deref();
+        let signal = teacher.map(|teacher| teacher.signal(batch)).transpose()?;
+        let hidden = forward(live, batch, &self.device.clone().autodiff());
+        let loss = HeadInput {
+            hidden: hidden.clone().inner(),
+            head: live.head().inner(),
+            vocabulary: self.prepared.vocabulary,
+            batch,
+            distillation: signal.as_ref().zip(self.distillation.as_ref()),
+            denominator: valid,
+        }
+        .loss();
+        let head = if live.lm_head.is_some() { "lm_head.weight" } else { "model.embed_tokens.weight" };
+        let elements = loss.head_gradient.dims().iter().product();
+        parameters::add(gradients, head.to_string(), loss.head_gradient.reshape([elements]));
+        // The gradient of this sum with respect to `hidden` is the head's.
+        let mut backward = (hidden * Tensor::from_inner(loss.hidden_gradient)).sum().backward();
+        parameters::accumulate_gradients(live, &mut backward, gradients);
+        Ok(loss.sums)
+    }
+
+    /// The grids of the coming step: none before `quantize.start_step`.
+    fn grids_now(&self) -> WeightGrids {
+        let start = self.recipe.quantize.as_ref().map_or(0, |q| q.start_step);
+        if self.step >= start { self.grids } else { WeightGrids::default() }
+    }
+
+    fn refuse_non_finite(&self, what: &'static str, value: f64) -> Result<(), TrainError> {
+        if value.is_finite() {
+            return Ok(());
+        }
+        let checkpoint = checkpoint::newest(&self.run)?;
+        Err(TrainError::Diverged { step: self.step, what, value, checkpoint })
+    }
+
+    /// The model as it would ship now, on held-out text.
+    fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        self.measure("eval", &self.grids_now(), observer)
+    }
+
+    /// What quantisation-aware training is held against: the weights as they are when it
+    /// begins, in full precision and simply rounded.
+    fn evaluate_before_quantization(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        self.measure("full_precision", &WeightGrids::default(), observer)?;
+        self.measure("post_training_quantized", &self.grids.clone(), observer)
+    }
+
+    fn measure(
+        &mut self,
+        split: &str,
+        grids: &WeightGrids,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        let score = self.score(grids)?;
+        let record = record_of(&score, self.step, split);
+        self.log.write(&record)?;
+        observer.record(&record, None);
+        Ok(())
+    }
+
+    fn score(&self, grids: &WeightGrids) -> Result<Score, TrainError> {
+        evaluate(
+            &quantize(&self.masters, grids),
+            self.prepared.teacher.as_deref(),
+            &self.prepared.dataset.held_out,
+            self.recipe.eval.sequences,
+            self.prepared.vocabulary,
+            &self.device,
+        )
+    }
+
+    fn checkpoint(&mut self) -> Result<PathBuf, TrainError> {
+        self.log.sync()?;
+        let state = TrainState {
+            step: self.step,
+            cursor: self.cursor.clone(),
+            metrics_bytes: self.log.bytes(),
+        };
+        let keep = self.recipe.train.keep_checkpoints;
+        let tokenizer = &self.prepared.tokenizer;
+        checkpoint::write(&self.run, &self.masters, tokenizer, &self.optimizer, &state, keep)
+    }
+}
+
+/// A score as a record.
+pub fn record_of(score: &Score, step: usize, split: &str) -> Record {
+    let mut record = Record::new(step, split)
+        .with("loss", score.loss())
+        .with("perplexity", score.perplexity());
+    if let (Some(kl), Some(same_top)) = (score.kl(), score.same_top()) {
+        record = record.with("kl", kl).with("same_top", same_top);
+    }
+    record.with("tokens", score.tokens() as f64)
+}

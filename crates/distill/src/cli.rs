@@ -1,0 +1,165 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Small language models for devices: distil, quantise, export, prove.
+#[derive(Debug, Parser)]
+#[command(name = "distill", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a recipe: train, export, verify, report.
+    Run(Run),
+    /// Check a recipe without running it, and print it with every default.
+    Check(Recipe),
+    /// Print the JSON schema of recipes, for editors.
+    Schema,
+    /// Show the tokens and the loss mask of real samples.
+    Preview(Preview),
+    /// Export the newest checkpoint of a run again.
+    Export(RunDirectory),
+    /// Hold the exported model of a run against its training graph.
+    Verify(RunDirectory),
+    /// Continue a text with an exported model.
+    Generate(Generate),
+    /// Talk with an exported model.
+    Chat(Chat),
+    /// Measure the speed of an exported model.
+    Bench(Bench),
+}
+
+/// A recipe and changes to it.
+#[derive(Args, Debug)]
+pub struct Recipe {
+    /// The recipe, a TOML file.
+    pub recipe: PathBuf,
+    /// Change a key, e.g. `--set train.steps=100`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// `distill run`.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// The recipe and changes to it.
+    #[command(flatten)]
+    pub recipe: Recipe,
+    /// Continue the newest run of this recipe where it stopped.
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// `distill preview`.
+#[derive(Args, Debug)]
+pub struct Preview {
+    /// The recipe and changes to it.
+    #[command(flatten)]
+    pub recipe: Recipe,
+    /// Samples to show.
+    #[arg(long, default_value_t = 1)]
+    pub samples: usize,
+}
+
+/// A run on disk.
+#[derive(Args, Debug)]
+pub struct RunDirectory {
+    /// Directory of the run, e.g. `checkpoints/quickstart/2026-11-22T20-15-00`.
+    pub run: PathBuf,
+}
+
+/// How the runtime runs a model.
+#[derive(Args, Debug)]
+pub struct Runtime {
+    /// The model, a `.gguf` file.
+    pub model: PathBuf,
+    /// Threads.
+    #[arg(long, default_value_t = crate::hardware::threads())]
+    pub threads: usize,
+    /// Longest context, in tokens.
+    #[arg(long, default_value_t = 2048)]
+    pub context: usize,
+}
+
+/// How the next token is chosen.
+#[derive(Args, Clone, Debug)]
+pub struct Sampling {
+    /// Longest answer, in tokens.
+    #[arg(long, default_value_t = 128)]
+    pub max_tokens: usize,
+    /// 0 takes the likeliest token; higher is more varied.
+    #[arg(long, default_value_t = 0.8)]
+    pub temperature: f32,
+    /// Choose among the k likeliest tokens only; 0 is all of them.
+    #[arg(long, default_value_t = 0)]
+    pub top_k: usize,
+    /// Choose among the likeliest tokens that hold this share of the probability.
+    #[arg(long, default_value_t = 0.95)]
+    pub top_p: f32,
+    /// Leave out tokens less likely than this share of the likeliest.
+    #[arg(long, default_value_t = 0.0)]
+    pub min_p: f32,
+    /// Seed of the choice.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// `distill generate`.
+#[derive(Args, Debug)]
+pub struct Generate {
+    /// The model and how it runs.
+    #[command(flatten)]
+    pub runtime: Runtime,
+    /// The text to continue.
+    #[arg(long, short)]
+    pub prompt: String,
+    /// How to choose.
+    #[command(flatten)]
+    pub sampling: Sampling,
+    /// Print one JSON object with ids and text instead of streaming.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `distill chat`.
+#[derive(Args, Debug)]
+pub struct Chat {
+    /// The model and how it runs.
+    #[command(flatten)]
+    pub runtime: Runtime,
+    /// What the model is told first.
+    #[arg(long)]
+    pub system: Option<String>,
+    /// How to choose.
+    #[command(flatten)]
+    pub sampling: Sampling,
+}
+
+/// `distill bench`.
+#[derive(Args, Debug)]
+pub struct Bench {
+    /// The model, a `.gguf` file.
+    pub model: PathBuf,
+    /// Threads.
+    #[arg(long, default_value_t = crate::hardware::threads())]
+    pub threads: usize,
+    /// Tokens of the prompt.
+    #[arg(long, default_value_t = 512)]
+    pub prompt: usize,
+    /// Tokens to decode.
+    #[arg(long, default_value_t = 128)]
+    pub generate: usize,
+    /// Repetitions; the median is reported.
+    #[arg(long, default_value_t = 3)]
+    pub repeat: usize,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}

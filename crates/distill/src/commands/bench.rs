@@ -1,0 +1,40 @@
+//! `distill bench`.
+
+use distill_edge::bench::{Plan, run};
+use distill_edge::{LoadOptions, Model};
+
+use crate::cli;
+use crate::failure::Failure;
+
+/// Measures prefill and decode; medians of the repetitions.
+pub fn bench(args: &cli::Bench) -> Result<(), Failure> {
+    let load = LoadOptions { threads: args.threads, ..LoadOptions::default() };
+    let model = Model::load(&args.model, &load)?;
+    let plan = Plan { prompt: args.prompt, generate: args.generate, repeat: args.repeat, threads: args.threads };
+    let speed = run(&model, &plan)?;
+    if args.json {
+        let json = serde_json::json!({
+            "model": args.model,
+            "kernels": model.kernel_name(),
+            "threads": args.threads,
+            "prompt": args.prompt,
+            "generate": args.generate,
+            "repeat": args.repeat,
+            "weight_bytes": model.weight_bytes(),
+            "prefill_tokens_per_second": speed.prefill_tokens_per_second,
+            "decode_tokens_per_second": speed.decode_tokens_per_second,
+        });
+        println!("{json}");
+    } else {
+        println!(
+            "{} · {} kernels · {} threads · {:.1} MB of weights",
+            args.model.display(),
+            model.kernel_name(),
+            args.threads,
+            model.weight_bytes() as f64 / 1e6
+        );
+        println!("prefill {:>5} tokens  {:>8.1} tok/s", args.prompt, speed.prefill_tokens_per_second);
+        println!("decode  {:>5} tokens  {:>8.1} tok/s", args.generate, speed.decode_tokens_per_second);
+    }
+    Ok(())
+}

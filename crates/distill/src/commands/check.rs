@@ -1,0 +1,19 @@
+//! `distill check` and `distill schema`.
+
+use distill_recipe::Recipe;
+
+use crate::cli;
+use crate::failure::Failure;
+
+/// Prints the recipe with every default, or points at what is wrong.
+pub fn check(args: &cli::Recipe) -> Result<(), Failure> {
+    let (_, recipe) = Recipe::from_path(&args.recipe, &args.set)?;
+    print!("{}", recipe.to_toml().map_err(|e| Failure::Usage(e.to_string()))?);
+    Ok(())
+}
+
+/// Prints the JSON schema.
+pub fn schema() -> Result<(), Failure> {
+    println!("{:#}", distill_recipe::schema());
+    Ok(())
+}

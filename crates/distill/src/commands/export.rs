@@ -1,0 +1,71 @@
+//! `distill export`: the newest checkpoint → `export/`.
+
+use std::path::{Path, PathBuf};
+
+use distill_export::{GgufOptions, Grid};
+use distill_recipe::{ActivationGrid, Recipe, WeightGrid};
+use distill_train::checkpoint;
+
+use crate::failure::Failure;
+use crate::{cli, run_directory};
+
+/// What an export wrote.
+#[derive(Clone, Debug, Default)]
+pub struct Exported {
+    /// `export/model.gguf`.
+    pub gguf: Option<PathBuf>,
+    /// `export/huggingface/`.
+    pub huggingface: Option<PathBuf>,
+}
+
+/// The verb.
+pub fn command(args: &cli::RunDirectory) -> Result<(), Failure> {
+    let recipe = run_directory::recipe(&args.run)?;
+    let checkpoint = newest(&args.run)?;
+    let files = export(&recipe, &args.run, &checkpoint)?;
+    for path in [files.gguf, files.huggingface].into_iter().flatten() {
+        println!("{}", path.display());
+    }
+    Ok(())
+}
+
+/// The newest checkpoint of a run, which must exist.
+pub fn newest(run: &Path) -> Result<PathBuf, Failure> {
+    checkpoint::newest(run)?.ok_or_else(|| Failure::NotARun {
+        path: run.to_path_buf(),
+        problem: "has no checkpoint yet; continue it with `distill run … --resume`".into(),
+    })
+}
+
+/// Writes what the recipe asks for, from the masters of a checkpoint.
+pub fn export(recipe: &Recipe, run: &Path, checkpoint: &Path) -> Result<Exported, Failure> {
+    let directory = run.join("export");
+    std::fs::create_dir_all(&directory).map_err(Failure::io("creating", &directory))?;
+    let mut exported = Exported::default();
+    if recipe.export.gguf {
+        let path = directory.join("model.gguf");
+        distill_export::export_gguf(checkpoint, &path, &options(recipe))?;
+        exported.gguf = Some(path);
+    }
+    if recipe.export.huggingface {
+        let path = directory.join("huggingface");
+        distill_export::export_huggingface(checkpoint, &path, Default::default())?;
+        exported.huggingface = Some(path);
+    }
+    Ok(exported)
+}
+
+fn options(recipe: &Recipe) -> GgufOptions {
+    let grid = |grid| match grid {
+        WeightGrid::Q4_0 => Grid::Q4_0,
+        WeightGrid::Q8_0 => Grid::Q8_0,
+        WeightGrid::None => Grid::F32,
+    };
+    let quantize = recipe.quantize.as_ref();
+    GgufOptions {
+        linears: quantize.map_or(Grid::F32, |q| grid(q.linears)),
+        embeddings: quantize.map_or(Grid::F32, |q| grid(q.embeddings)),
+        integer_activations: quantize.is_some_and(|q| q.activations == ActivationGrid::Q8_0),
+        name: recipe.name.clone(),
+    }
+}

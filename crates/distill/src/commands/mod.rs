@@ -1,0 +1,29 @@
+//! One file a verb.
+
+mod bench;
+mod chat;
+mod check;
+mod export;
+mod generate;
+mod preview;
+mod report;
+mod run;
+mod verify;
+
+use crate::cli::Command;
+use crate::failure::Failure;
+
+/// Does what was typed.
+pub fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::check(&args),
+        Command::Schema => check::schema(),
+        Command::Preview(args) => preview::preview(&args),
+        Command::Export(args) => export::command(&args),
+        Command::Verify(args) => verify::command(&args),
+        Command::Generate(args) => generate::generate(&args),
+        Command::Chat(args) => chat::chat(&args),
+        Command::Bench(args) => bench::bench(&args),
+    }
+}

@@ -1,0 +1,35 @@
+//! `distill preview`.
+
+use distill_recipe::Recipe;
+use distill_train::prepare;
+
+use crate::cli;
+use crate::failure::Failure;
+use crate::hub;
+use crate::progress::spinner;
+
+/// Prints tokens and loss mask of the first training samples, in training order.
+pub fn preview(args: &cli::Preview) -> Result<(), Failure> {
+    let (_, recipe) = Recipe::from_path(&args.recipe.recipe, &args.recipe.set)?;
+    let paths = hub::local_paths(&recipe)?;
+    let scratch = std::env::temp_dir().join(format!("distill-preview-{}", std::process::id()));
+    let bar = spinner("reading the data");
+    let prepared = prepare::text(&recipe, &paths, &scratch, &mut |_| bar.tick());
+    bar.finish_and_clear();
+    let _ = std::fs::remove_dir_all(&scratch);
+    let (tokenizer, dataset) = prepared?;
+    let mut cursor = dataset.train.cursor(recipe.seed);
+    let batch = dataset.train.next_batch(&mut cursor, args.samples.max(1));
+    for row in 0..batch.batch {
+        println!("{}", distill_data::preview(&tokenizer, &batch.row(row)));
+    }
+    let (train, held_out) = (&dataset.train, &dataset.held_out);
+    println!(
+        "{} training sequences ({} tokens in the loss), {} held out ({} tokens)",
+        train.len(),
+        train.valid_tokens(),
+        held_out.len(),
+        held_out.valid_tokens()
+    );
+    Ok(())
+}

@@ -1,0 +1,246 @@
+//! The last step of a run: measure what ships beside what was trained, and tell.
+
+use std::fs;
+use std::path::Path;
+
+use burn::tensor::Device;
+use distill_edge::{
+    LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions, bench, generate,
+};
+use distill_eval::report::{Curve, ExportedFile, Row, RowKind, RunReport, Sample, html, table};
+use distill_eval::{Parity, Score, runtime};
+use distill_models::parameters;
+use distill_recipe::Recipe;
+use distill_train::evaluate::evaluate;
+use distill_train::metrics::{self, Record};
+use distill_train::prepare::Prepared;
+use distill_train::teacher::Signal;
+use distill_train::trainer::record_of;
+use sha2::{Digest, Sha256};
+
+use super::export::Exported;
+use crate::failure::Failure;
+use crate::progress::spinner;
+use crate::{hardware, run_directory};
+
+/// Writes `report.json` and `report.html` and prints the table.
+pub fn report(
+    recipe: &Recipe,
+    run: &Path,
+    checkpoint: &Path,
+    prepared: &Prepared,
+    exported: &Exported,
+    parity: Option<Parity>,
+    device: &Device,
+) -> Result<(), Failure> {
+    let bar = spinner("measuring what ships");
+    let records = metrics::read(run)?;
+    let model = match &exported.gguf {
+        None => None,
+        Some(path) => {
+            let load = LoadOptions { threads: hardware::threads(), ..LoadOptions::default() };
+            Some(Model::load(path, &load)?)
+        }
+    };
+    let mut rows = graph_rows(recipe, checkpoint, prepared, exported, &records, device)?;
+    let mut samples = Vec::new();
+    if let Some(model) = &model {
+        rows.push(runtime_row(recipe, prepared, exported, model)?);
+        samples = continuations(recipe, model)?;
+    }
+    let kernels = model.as_ref().map_or("", |m| m.kernel_name());
+    let held_out = &prepared.dataset.held_out;
+    let measured: Vec<usize> = (0..recipe.eval.sequences.min(held_out.len())).collect();
+    let report = RunReport {
+        name: recipe.name.clone(),
+        run: run.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        finished: run_directory::timestamp(),
+        hardware: hardware::describe(recipe.backend, kernels),
+        recipe: recipe.to_toml().unwrap_or_default(),
+        positions: held_out.batch(&measured).valid_tokens(),
+        rows,
+        curves: curves(&records),
+        parity,
+        samples,
+        files: files(run)?,
+    };
+    bar.finish_and_clear();
+    let json = serde_json::to_string_pretty(&report).unwrap_or_default();
+    run_directory::write(&run.join("report.json"), &json)?;
+    let page = run.join("report.html");
+    run_directory::write(&page, &html(&report)?)?;
+    print!("{}", table(&report));
+    println!("report {}", page.display());
+    Ok(())
+}
+
+/// Teacher, full precision, post-training quantised, quantisation-aware: through the graph.
+fn graph_rows(
+    recipe: &Recipe,
+    checkpoint: &Path,
+    prepared: &Prepared,
+    exported: &Exported,
+    records: &[Record],
+    device: &Device,
+) -> Result<Vec<Row>, Failure> {
+    let mut rows = Vec::new();
+    if let (Some(teacher), Some(report)) = (&prepared.teacher_model, &prepared.teacher_report) {
+        let held_out = &prepared.dataset.held_out;
+        let count = recipe.eval.sequences;
+        let score = evaluate(teacher, None, held_out, count, prepared.vocabulary, device)?;
+        let record = record_of(&score, 0, "teacher");
+        rows.push(row(RowKind::Teacher, "teacher", "graph", &record, weights_bytes(&report.path)));
+    }
+    let newest = |split: &str| records.iter().rev().find(|r| r.split == split);
+    let graph = |record: &Record| format!("graph, step {}", record.step);
+    let masters = weights_bytes(checkpoint);
+    let shipped = exported.gguf.as_deref().and_then(weights_bytes);
+    if recipe.quantize.is_none() {
+        let record = newest("eval");
+        rows.extend(record.map(|r| row(RowKind::FullPrecision, "student", &graph(r), r, masters)));
+        return Ok(rows);
+    }
+    for (split, kind, name, bytes) in [
+        ("full_precision", RowKind::FullPrecision, "student, full precision", masters),
+        (
+            "post_training_quantized",
+            RowKind::PostTrainingQuantized,
+            "student, post-training quantised",
+            shipped,
+        ),
+        ("eval", RowKind::QuantizationAware, "student, quantisation-aware", shipped),
+    ] {
+        rows.extend(newest(split).map(|r| row(kind, name, &graph(r), r, bytes)));
+    }
+    Ok(rows)
+}
+
+fn row(kind: RowKind, model: &str, through: &str, record: &Record, bytes: Option<u64>) -> Row {
+    Row {
+        kind,
+        model: model.into(),
+        through: through.into(),
+        perplexity: record.get("perplexity"),
+        kl: record.get("kl"),
+        same_top: record.get("same_top"),
+        bytes,
+        tokens_per_second: None,
+    }
+}
+
+/// What an app gets: the exported file in the runtime's default configuration.
+fn runtime_row(
+    recipe: &Recipe,
+    prepared: &Prepared,
+    exported: &Exported,
+    model: &Model,
+) -> Result<Row, Failure> {
+    let threads = hardware::threads();
+    let mut failure = None;
+    let mut logits = |batch: &distill_data::Batch| match prepared.teacher.as_ref().map(|t| t.signal(batch)) {
+        Some(Ok(Signal::Dense(dense))) => {
+            parameters::values(dense.logits(0..batch.input_ids.len()))
+        }
+        Some(Err(error)) => {
+            failure.get_or_insert(error);
+            vec![0.0; batch.input_ids.len() * prepared.vocabulary]
+        }
+        None => Vec::new(),
+    };
+    let teacher: Option<&mut runtime::TeacherLogits<'_>> =
+        prepared.teacher.is_some().then_some(&mut logits);
+    let held_out = &prepared.dataset.held_out;
+    let count = recipe.eval.sequences;
+    let score: Score =
+        runtime::evaluate(model, held_out, count, prepared.vocabulary, threads, teacher)?;
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
+    let plan = bench::Plan { prompt: 64, generate: 64, repeat: 3, threads };
+    let speed = bench::run(model, &plan)?;
+    let record = record_of(&score, 0, "runtime");
+    let through = format!("runtime, {} activations", model.activations());
+    let bytes = exported.gguf.as_deref().and_then(weights_bytes);
+    let mut row = row(RowKind::ExportedRuntime, "student, exported", &through, &record, bytes);
+    row.tokens_per_second = Some(speed.decode_tokens_per_second);
+    Ok(row)
+}
+
+fn continuations(recipe: &Recipe, model: &Model) -> Result<Vec<Sample>, Failure> {
+    let tokenizer = model.tokenizer();
+    let mut samples = Vec::new();
+    for prompt in &recipe.eval.prompts {
+        let ids = tokenizer.encode(prompt, true);
+        if ids.is_empty() {
+            continue;
+        }
+        let context = ids.len() + recipe.eval.max_new_tokens + 1;
+        let threads = hardware::threads();
+        let options = SessionOptions { context, threads, ..SessionOptions::default() };
+        let mut session = Session::new(model, &options)?;
+        let options = SamplerOptions { temperature: 0.8, top_p: 0.9, seed: recipe.seed, ..Default::default() };
+        let mut sampler = Sampler::new(options);
+        let mut continuation = String::new();
+        generate(&mut session, &ids, recipe.eval.max_new_tokens, &mut sampler, |piece| {
+            continuation.push_str(piece);
+        })?;
+        samples.push(Sample { prompt: prompt.clone(), continuation });
+    }
+    Ok(samples)
+}
+
+/// Every figure of every split over its steps.
+fn curves(records: &[Record]) -> Vec<Curve> {
+    let mut curves: Vec<Curve> = Vec::new();
+    for record in records {
+        for (name, value) in &record.values {
+            let same = |c: &&mut Curve| c.split == record.split && &c.name == name;
+            match curves.iter_mut().find(same) {
+                Some(curve) => curve.points.push((record.step, *value)),
+                None => curves.push(Curve {
+                    split: record.split.clone(),
+                    name: name.clone(),
+                    points: vec![(record.step, *value)],
+                }),
+            }
+        }
+    }
+    curves
+}
+
+/// Everything under `export/`, with checksums.
+fn files(run: &Path) -> Result<Vec<ExportedFile>, Failure> {
+    let mut files = Vec::new();
+    let mut pending = vec![run.join("export")];
+    while let Some(directory) = pending.pop() {
+        let entries = fs::read_dir(&directory).map_err(Failure::io("listing", &directory))?;
+        for path in entries.flatten().map(|entry| entry.path()) {
+            if path.is_dir() {
+                pending.push(path);
+                continue;
+            }
+            let mut file = fs::File::open(&path).map_err(Failure::io("reading", &path))?;
+            let mut hash = Sha256::new();
+            let bytes =
+                std::io::copy(&mut file, &mut hash).map_err(Failure::io("reading", &path))?;
+            let sha256 = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+            let path = path.strip_prefix(run).unwrap_or(&path).display().to_string();
+            files.push(ExportedFile { path, bytes, sha256 });
+        }
+    }
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(files)
+}
+
+/// Size of the weights: a GGUF file, or the safetensors of a directory.
+fn weights_bytes(path: &Path) -> Option<u64> {
+    if path.is_file() {
+        return Some(fs::metadata(path).ok()?.len());
+    }
+    let weights = fs::read_dir(path).ok()?.flatten().map(|entry| entry.path());
+    let sizes = weights
+        .filter(|p| p.extension().is_some_and(|e| e == "safetensors"))
+        .filter_map(|p| Some(fs::metadata(p).ok()?.len()));
+    Some(sizes.sum()).filter(|&bytes: &u64| bytes > 0)
+}

@@ -1,0 +1,54 @@
+//! `distill run`: prepare, train, export, verify, report. Each step leaves files behind that
+//! the next one reads, so a run that was cut short goes on with `--resume`.
+
+use distill_recipe::Recipe;
+use distill_train::{Trainer, prepare};
+
+use super::{export, report, verify};
+use crate::failure::Failure;
+use crate::progress::{TrainingBar, spinner};
+use crate::{cli, hub, run_directory};
+
+/// Runs the recipe; a run whose parity fails is an error, after its report was written.
+pub fn run(args: &cli::Run) -> Result<(), Failure> {
+    let (document, recipe) = Recipe::from_path(&args.recipe.recipe, &args.recipe.set)?;
+    let device = prepare::device(recipe.backend).map_err(distill_train::TrainError::from)?;
+    let paths = hub::local_paths(&recipe)?;
+    let run = if args.resume {
+        run_directory::newest(&recipe)?
+    } else {
+        run_directory::create(&recipe, &document.text)?
+    };
+    eprintln!("run {}", run.display());
+
+    let bar = spinner("reading models and data");
+    let prepared = prepare::prepare(&recipe, &paths, &run, &device, &mut |_| bar.tick());
+    bar.finish_and_clear();
+    let prepared = prepared?;
+    eprintln!(
+        "student {:.1} M parameters · {} training sequences of {} tokens, {} held out",
+        prepared.student.parameters() as f64 / 1e6,
+        prepared.dataset.train.len(),
+        recipe.data.sequence_length,
+        prepared.dataset.held_out.len()
+    );
+    if let Some(report) = &prepared.teacher_report {
+        let types: Vec<String> = report.types.iter().map(|(ty, n)| format!("{n} × {ty}")).collect();
+        eprintln!("teacher {} ({})", report.path.display(), types.join(", "));
+    }
+
+    let first = || prepared.first_student(&recipe, &paths, &device);
+    let trainer = Trainer::open(&recipe, &prepared, first, run.clone(), device.clone())?;
+    let checkpoint = trainer.run(&mut TrainingBar::new(recipe.train.steps))?;
+
+    let files = export::export(&recipe, &run, &checkpoint)?;
+    let parity = match files.gguf.is_some() {
+        true => Some(verify::verify(&recipe, &run, &checkpoint, &prepared.tokenizer, &prepared.dataset)?),
+        false => None,
+    };
+    report::report(&recipe, &run, &checkpoint, &prepared, &files, parity.clone(), &device)?;
+    match parity {
+        Some(parity) if !parity.passed => Err(verify::failure(&run, &parity)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,149 @@
+//! `distill verify`: the parity gate.
+
+use std::path::{Path, PathBuf};
+
+use distill_data::{Dataset, TextTokenizer};
+use distill_eval::parity::{Comparison, ParityInput};
+use distill_eval::Parity;
+use distill_models::{Backend, load_pretrained};
+use distill_recipe::Recipe;
+use distill_train::{TrainError, prepare};
+
+use crate::failure::Failure;
+use crate::progress::spinner;
+use crate::{cli, hardware, hub, run_directory};
+
+/// Prompts that both continue greedily, cut from the held-out text.
+const GREEDY_PROMPTS: usize = 4;
+/// Tokens of such a prompt.
+const PROMPT_TOKENS: usize = 16;
+/// Tokens of its continuation.
+const GREEDY_TOKENS: usize = 48;
+
+/// The verb.
+pub fn command(args: &cli::RunDirectory) -> Result<(), Failure> {
+    let recipe = run_directory::recipe(&args.run)?;
+    let checkpoint = super::export::newest(&args.run)?;
+    let paths = hub::local_paths(&recipe)?;
+    let tokenizer = prepare::read_tokenizer(&checkpoint)?;
+    let dataset = prepare::dataset(&recipe, &paths, &tokenizer, &mut |_| {})?;
+    let parity = verify(&recipe, &args.run, &checkpoint, &tokenizer, &dataset)?;
+    for comparison in [&parity.exact, &parity.shipped] {
+        println!("{}", line(comparison));
+    }
+    if parity.passed { Ok(()) } else { Err(failure(&args.run, &parity)) }
+}
+
+/// Holds `export/model.gguf` against the checkpoint and writes `export/parity.json`.
+pub fn verify(
+    recipe: &Recipe,
+    run: &Path,
+    checkpoint: &Path,
+    tokenizer: &TextTokenizer,
+    dataset: &Dataset,
+) -> Result<Parity, Failure> {
+    let gguf = run.join("export/model.gguf");
+    if !gguf.is_file() {
+        return Err(Failure::NotARun {
+            path: gguf,
+            problem: "is not there; export it with `distill export`".into(),
+        });
+    }
+    // The CPU is where results are defined, whatever device trained.
+    let device = Backend::Flex.device().map_err(TrainError::from)?;
+    let (masters, _) = load_pretrained(checkpoint, &device).map_err(TrainError::from)?;
+    let texts = texts(dataset, recipe.export.parity_positions);
+    let prompts: Vec<Vec<u32>> = texts
+        .iter()
+        .filter(|text| text.len() > PROMPT_TOKENS)
+        .take(GREEDY_PROMPTS)
+        .map(|text| text[..PROMPT_TOKENS].to_vec())
+        .collect();
+    let total = texts.iter().map(Vec::len).sum::<usize>();
+    let bar = spinner("holding the runtime against the training graph");
+    let input = ParityInput {
+        masters: &masters,
+        grids: prepare::grids(recipe),
+        device: &device,
+        gguf: &gguf,
+        texts: &texts,
+        prompts: &prompts,
+        max_new_tokens: GREEDY_TOKENS,
+        threads: hardware::threads(),
+    };
+    let parity = input.compare(&mut |positions| {
+        bar.set_message(format!("parity: {positions} of {total} positions"));
+    });
+    bar.finish_and_clear();
+    let mut parity = parity?;
+    for comparison in [&mut parity.exact, &mut parity.shipped] {
+        comparison.worst.context = tokenizer.decode(context(&texts, comparison));
+    }
+    let json = serde_json::to_string_pretty(&parity)
+        .map_err(|e| Failure::Usage(format!("parity.json: {e}")))?;
+    run_directory::write(&run.join("export/parity.json"), &json)?;
+    Ok(parity)
+}
+
+/// Held-out windows of the training length, at least `positions` of them if there are so many.
+fn texts(dataset: &Dataset, positions: usize) -> Vec<Vec<u32>> {
+    let held_out = &dataset.held_out;
+    let wanted = positions.div_ceil(held_out.sequence_length());
+    (0..wanted.min(held_out.len())).map(|index| held_out.batch(&[index]).input_ids).collect()
+}
+
+/// The tokens before the worst position.
+fn context<'a>(texts: &'a [Vec<u32>], comparison: &Comparison) -> &'a [u32] {
+    let worst = &comparison.worst;
+    texts.get(worst.sequence).map_or(&[], |text| {
+        let end = (worst.position + 1).min(text.len());
+        &text[end.saturating_sub(12)..end]
+    })
+}
+
+/// One line for a configuration.
+pub fn line(comparison: &Comparison) -> String {
+    let verdict = if comparison.passed { "agree" } else { "PART" };
+    format!(
+        "{verdict}: {} on {} positions: same top {:.3} % (≥ {:.1}), mean KL {:.2e} (≤ {:.0e}), \
+         max |Δlogit| {:.2e}{}",
+        comparison.configuration,
+        comparison.positions,
+        100.0 * comparison.same_top,
+        100.0 * comparison.limits.same_top,
+        comparison.mean_kl,
+        comparison.limits.mean_kl,
+        comparison.max_logit_difference,
+        comparison.limits.max_logit_difference.map_or(String::new(), |l| format!(" (≤ {l:.0e})")),
+    )
+}
+
+/// The error of a run whose gate is shut: which configuration, and where the two part.
+pub fn failure(run: &Path, parity: &Parity) -> Failure {
+    let mut details = Vec::new();
+    for comparison in [&parity.exact, &parity.shipped].into_iter().filter(|c| !c.passed) {
+        let worst = &comparison.worst;
+        details.push(format!("  {}", line(comparison)));
+        details.push(format!(
+            "  furthest apart in held-out text {} at position {} (KL {:.3e}): after {:?} the \
+             graph prefers token {}, the runtime {}",
+            worst.sequence,
+            worst.position,
+            worst.kl,
+            worst.context,
+            worst.graph_top,
+            worst.runtime_top
+        ));
+        for greedy in &comparison.greedy {
+            if let Some(gap) = greedy.gap.filter(|gap| *gap > comparison.limits.near_tie) {
+                details.push(format!(
+                    "  greedy decoding parts after {} of {} tokens, where the two best logits \
+                     are {gap:.3} apart",
+                    greedy.same, greedy.tokens
+                ));
+            }
+        }
+    }
+    let path: PathBuf = run.join("export/parity.json");
+    Failure::Parity { details: details.join("\n"), path }
+}

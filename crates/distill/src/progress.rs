@@ -1,0 +1,73 @@
+//! Progress on stderr.
+
+use std::path::Path;
+use std::time::Duration;
+
+use distill_train::{Observer, Record};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A line that says what is being done.
+pub fn spinner(message: &str) -> ProgressBar {
+    let bar = ProgressBar::new_spinner().with_message(message.to_string());
+    bar.set_style(style("{spinner} {msg}"));
+    bar.enable_steady_tick(Duration::from_millis(120));
+    if bar.is_hidden() {
+        eprintln!("{message}");
+    }
+    bar
+}
+
+/// The bar of the training loop: loss, tokens a second, time left.
+pub struct TrainingBar {
+    bar: ProgressBar,
+    steps: usize,
+}
+
+impl TrainingBar {
+    /// A bar for `steps` steps.
+    pub fn new(steps: usize) -> Self {
+        let bar = ProgressBar::new(steps as u64);
+        bar.set_style(style("training {bar:32} {pos}/{len} {msg} {eta} left"));
+        Self { bar, steps }
+    }
+
+    /// A line above the bar, or plain where there is no terminal.
+    fn say(&self, line: &str) {
+        if self.bar.is_hidden() { eprintln!("{line}") } else { self.bar.println(line) }
+    }
+}
+
+impl Observer for TrainingBar {
+    fn record(&mut self, record: &Record, tokens_per_second: Option<f64>) {
+        let figure = |name: &str| record.get(name).unwrap_or(f64::NAN);
+        if record.split == "train" {
+            let speed = tokens_per_second.unwrap_or(0.0);
+            let message = format!("loss {:.4} · {speed:.0} tok/s ·", figure("loss"));
+            self.bar.set_position(record.step as u64);
+            let every = (self.steps / 20).max(1);
+            if self.bar.is_hidden() && record.step.is_multiple_of(every) {
+                eprintln!("step {}/{} {message}", record.step, self.steps);
+            }
+            self.bar.set_message(message);
+        } else {
+            let kl = record.get("kl").map_or(String::new(), |kl| format!(", KL {kl:.4}"));
+            let name = record.split.replace('_', " ");
+            let perplexity = figure("perplexity");
+            self.say(&format!("step {}: {name}: perplexity {perplexity:.2}{kl}", record.step));
+        }
+    }
+
+    fn checkpoint(&mut self, path: &Path) {
+        self.say(&format!("checkpoint {}", path.display()));
+    }
+}
+
+impl Drop for TrainingBar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the template is a constant of this file")
+}

@@ -150,7 +150,11 @@ impl Sources {
             let length = span.end.clamp(span.start, end.max(span.start)) - span.start;
             LabeledSpan::new(Some(words.to_owned()), start, length)
         };
-        let mut labels = vec![label(kind.label(), &primary)];
+        // There is nothing to show of a text without text.
+        let mut labels = Vec::new();
+        if !text.inner().trim().is_empty() {
+            labels.push(label(kind.label(), &primary));
+        }
         for (span, words) in others {
             if (*base..=end).contains(&span.start) {
                 labels.push(label(words, span));
@@ -180,7 +184,7 @@ pub(crate) fn parse<'a>(
     let mut problems = Vec::new();
     sources.add(&document.path.display().to_string(), &document.text);
     let (mut root, errors) = DeTable::parse_recoverable(&document.text);
-    for error in errors {
+    for error in first_of_each_line(errors, &document.text) {
         let span = error.span().unwrap_or(0..0);
         let message = error.message().to_owned();
         problems.push(sources.problem(ProblemKind::Syntax { message }, span, &[]));
@@ -189,7 +193,10 @@ pub(crate) fn parse<'a>(
         let base = sources.add("--set", text);
         match parse_override(text) {
             Ok((path, value)) => set(root.get_mut(), &path, shifted(value, base), base),
-            Err((kind, span)) => problems.push(sources.problem(kind, moved(&span, base), &[])),
+            Err(kind) => {
+                let key = text.split('=').next().map_or(0, str::len);
+                problems.push(sources.problem(kind, base..base + key, &[]));
+            }
         }
     }
     if problems.is_empty() {
@@ -199,29 +206,36 @@ pub(crate) fn parse<'a>(
     }
 }
 
+/// The leftmost error of every line: what follows it is mostly its consequence.
+fn first_of_each_line(mut errors: Vec<toml::de::Error>, text: &str) -> Vec<toml::de::Error> {
+    let start = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
+    errors.sort_by_key(start);
+    errors.dedup_by_key(|error| {
+        let before = text.as_bytes().iter().take(start(error));
+        before.filter(|&&byte| byte == b'\n').count()
+    });
+    errors
+}
+
 type OverridePath = Vec<Spanned<String>>;
 
 /// `a.b=c` as the keys a, b and the value c, which is TOML or else a string as it stands.
-fn parse_override(
-    text: &str,
-) -> Result<(OverridePath, Spanned<DeValue<'_>>), (ProblemKind, Range<usize>)> {
+fn parse_override(text: &str) -> Result<(OverridePath, Spanned<DeValue<'_>>), ProblemKind> {
     let Some((key, value)) = text.split_once('=') else {
         let text = text.to_owned();
-        let span = 0..text.len();
-        return Err((ProblemKind::OverrideWithoutValue { text }, span));
+        return Err(ProblemKind::OverrideWithoutValue { text });
     };
-    let path = parse_key(key).map_err(|message| {
-        let text = text.to_owned();
-        (ProblemKind::OverrideKey { text, message }, 0..key.len())
+    let path = parse_key(key).map_err(|message| ProblemKind::OverrideKey {
+        text: text.to_owned(),
+        message,
     })?;
-    let start = key.len() + 1;
+    let start = text.len() - value.trim_start().len();
+    let value = value.trim();
     let value = match DeValue::parse(value) {
         Ok(parsed) => shifted(parsed, start),
         Err(_) => {
-            let trimmed = value.trim();
-            let start = start + value.len() - value.trim_start().len();
-            let span = start..start + trimmed.len();
-            Spanned::new(span, DeValue::String(DeString::Borrowed(trimmed)))
+            let span = start..start + value.len();
+            Spanned::new(span, DeValue::String(DeString::Borrowed(value)))
         }
     };
     Ok((path, value))

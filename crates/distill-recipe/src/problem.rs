@@ -276,9 +276,16 @@ impl ProblemKind {
             Self::WrongType { instead, .. } => instead.clone()?,
             Self::UnknownValue {
                 similar: Some(similar),
+                known,
                 ..
-            } => format!("did you mean \"{similar}\"?"),
+            } => format!(
+                "did you mean `{similar}`? It can be {}",
+                quoted(known, " or ")
+            ),
             Self::UnknownValue { known, .. } => format!("it can be {}", quoted(known, " or ")),
+            Self::OutOfRange { about, .. } | Self::Empty { about, .. } if about.is_empty() => {
+                return None;
+            }
             Self::OutOfRange { about, .. } | Self::Empty { about, .. } => about.clone(),
             Self::Refused { .. } => return None,
             Self::Name { .. } => {

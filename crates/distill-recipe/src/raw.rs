@@ -159,7 +159,7 @@ pub(crate) struct LocalTeacher {
 pub(crate) struct Data {
     /// Files (`.txt`, `.jsonl`, `.parquet`), directories or globs; from the hub
     /// `hf:owner/name` (all of a data set) or `hf:owner/name/path/in/repo`.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), inner(length(min = 1)))]
     pub(crate) sources: Written<Vec<Written<String>>>,
     /// The field that holds the text, in JSONL and Parquet.
     #[schemars(length(min = 1), extend("default" = defaults::TEXT_FIELD))]

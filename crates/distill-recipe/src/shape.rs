@@ -36,15 +36,22 @@ impl Walk<'_> {
     /// `path` is the dotted key of the table, empty for the document.
     fn table(&mut self, path: &str, span: Range<usize>, table: &DeTable<'_>, schema: &Value) {
         let properties = &schema["properties"];
+        // Keys that an unknown one was probably meant to be, or to stand in: they are not
+        // reported as missing too.
+        let mut meant = Vec::new();
         for (key, value) in table {
             match properties.get(key.get_ref().as_ref()) {
                 Some(property) => self.value(&dotted(path, key.get_ref()), value, property),
-                None => self.push(unknown_key(path, key.get_ref(), properties), key.span()),
+                None => {
+                    let (kind, instead) = unknown_key(path, key.get_ref(), schema);
+                    meant.extend(instead);
+                    self.push(kind, key.span());
+                }
             }
         }
         let required = schema["required"].as_array().into_iter().flatten();
         for key in required.filter_map(Value::as_str) {
-            if !table.contains_key(key) {
+            if !table.contains_key(key) && !meant.iter().any(|meant| meant == key) {
                 self.push(missing_key(path, key, &properties[key]), span.clone());
             }
         }
@@ -166,27 +173,42 @@ fn table_name(path: &str) -> String {
     }
 }
 
-fn unknown_key(path: &str, key: &str, properties: &Value) -> ProblemKind {
-    let known: Vec<String> = properties
+/// The problem, and the key of this table that was probably meant.
+fn unknown_key(path: &str, key: &str, schema: &Value) -> (ProblemKind, Option<String>) {
+    let known: Vec<String> = schema["properties"]
         .as_object()
         .map(|properties| properties.keys().cloned().collect())
         .unwrap_or_default();
-    let elsewhere = place_of(key, "", &SCHEMA).map(|table| match table.as_str() {
-        "" => "at the top of the recipe, above the first [table]".to_owned(),
-        table => format!("in [{table}]"),
-    });
-    // A key of another table, letter for letter, is a likelier slip than a similar one of this.
+    // A key of another table, letter for letter, is a likelier slip than a similar one of this;
+    // and a table inside this one is likelier than one elsewhere.
+    let inside = place_of(key, path, schema);
+    let elsewhere = inside.clone().or_else(|| place_of(key, "", &SCHEMA));
     let similar = match elsewhere {
         Some(_) => None,
         None => similar(key, &known),
     };
-    ProblemKind::UnknownKey {
+    let meant = match inside {
+        Some(table) => {
+            let below = table.strip_prefix(path).unwrap_or(&table);
+            below
+                .trim_start_matches('.')
+                .split('.')
+                .next()
+                .map(str::to_owned)
+        }
+        None => similar.clone(),
+    };
+    let kind = ProblemKind::UnknownKey {
         key: key.to_owned(),
         table: table_name(path),
         similar,
-        elsewhere,
+        elsewhere: elsewhere.map(|table| match table.as_str() {
+            "" => "at the top of the recipe, above the first [table]".to_owned(),
+            table => format!("in [{table}]"),
+        }),
         known,
-    }
+    };
+    (kind, meant)
 }
 
 /// The first table, in the order of the schema, that has the key.

@@ -71,7 +71,8 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=64, help="tokens to decode for each prompt")
     parser.add_argument("--prompts", type=Path, help="a text file, one prompt a line, instead of the ten built in")
     parser.add_argument("--tolerance", type=float, default=0.05, help="largest gap between logits at a parting")
-    parser.add_argument("--threads", type=int, default=2)
+    # One thread: llama.cpp spins at its barriers, which is slow on a machine that does something else as well.
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
 
     prompts = arguments.prompts.read_text("utf-8").splitlines() if arguments.prompts else PROMPTS

@@ -1,1 +1,55 @@
-//! The edge runtime: kernels, forward pass, KV cache, tokenizer, sampler
+//! The edge runtime: runs the GGUF files this project exports, on a CPU, with next to no
+//! dependencies.
+//!
+//! ```no_run
+//! use distill_edge::{LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions, generate};
+//!
+//! # fn main() -> Result<(), distill_edge::EdgeError> {
+//! let model = Model::load("model.gguf".as_ref(), &LoadOptions::default())?;
+//! let mut session = Session::new(&model, SessionOptions::default())?;
+//! let prompt = model.tokenizer().encode("Once upon a time", true);
+//! let mut sampler = Sampler::new(SamplerOptions::default());
+//! generate(&mut session, &prompt, 64, &mut sampler, |_token, text| {
+//!     print!("{text}");
+//!     true
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - [`Model`] maps a file (Llama family; F32, F16, Q4_0, Q8_0), checks every tensor up front and
+//!   picks the kernels of this CPU.
+//! - [`Session`] holds one sequence: its key-value cache, its buffers and its threads. Nothing is
+//!   allocated after it is created, except what a caller's own closure does.
+//! - [`Tokenizer`], [`Sampler`] and [`generate`](generate()) turn logits into text.
+//! - [`bench`](mod@bench) times prefill and decode.
+//!
+//! Results are the same bits for any number of threads, any division of the tokens between calls,
+//! and for every kernel set.
+
+mod buffers;
+mod cache;
+mod config;
+mod error;
+mod forward;
+mod generate;
+mod kernels;
+mod model;
+mod plan;
+mod rope;
+mod sampler;
+mod session;
+mod team;
+mod tokenizer;
+mod weights;
+
+pub mod bench;
+
+pub use cache::KvType;
+pub use config::Config;
+pub use error::EdgeError;
+pub use generate::{Generation, StopReason, generate};
+pub use model::{Activations, KernelChoice, LoadOptions, Model};
+pub use sampler::{Sampler, SamplerOptions, argmax};
+pub use session::{Session, SessionOptions};
+pub use tokenizer::{PreTokenizer, TokenKind, Tokenizer, Utf8Stream};

@@ -1,0 +1,158 @@
+//! What can go wrong: each error names the file and the place, what was expected and what was
+//! found, and where it helps, the way out.
+
+use std::path::PathBuf;
+
+use crate::tokenizer::PreTokenizer;
+
+/// Everything the runtime refuses.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EdgeError {
+    /// The container is damaged, or a metadata key is missing or of another type.
+    #[error(transparent)]
+    Gguf(#[from] distill_gguf::GgufError),
+    /// Another model architecture.
+    #[error("{}: general.architecture is `{found}`; this runtime runs `llama`", file.display())]
+    Architecture {
+        /// The model file.
+        file: PathBuf,
+        /// What `general.architecture` says.
+        found: String,
+    },
+    /// A metadata value that the runtime cannot run.
+    #[error("{}: {key} is {found}; expected {expected}", file.display())]
+    Config {
+        /// The model file.
+        file: PathBuf,
+        /// The metadata key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// What the runtime can run.
+        expected: String,
+    },
+    /// A tensor that the architecture needs is not there.
+    #[error("{}: tensor `{tensor}` is missing; expected shape {expected:?}", file.display())]
+    MissingTensor {
+        /// The model file.
+        file: PathBuf,
+        /// The tensor's name in the file.
+        tensor: String,
+        /// Its shape in ggml order: the row length first.
+        expected: Vec<u64>,
+    },
+    /// A tensor that the architecture does not have: the model would be computed wrongly.
+    #[error("{}: unexpected tensor `{tensor}`: the plain llama architecture has none of that name, so this is another kind of model", file.display())]
+    UnexpectedTensor {
+        /// The model file.
+        file: PathBuf,
+        /// The tensor's name in the file.
+        tensor: String,
+    },
+    /// A tensor of another shape.
+    #[error("{}: tensor `{tensor}` has shape {found:?}; expected {expected:?} (row length first)", file.display())]
+    Shape {
+        /// The model file.
+        file: PathBuf,
+        /// The tensor's name in the file.
+        tensor: String,
+        /// The shape by the metadata, in ggml order.
+        expected: Vec<u64>,
+        /// The shape in the file.
+        found: Vec<u64>,
+    },
+    /// A tensor in a storage type without kernels.
+    #[error("{}: tensor `{tensor}` is {found}; expected {expected}. Export the model again in one of these types", file.display())]
+    Type {
+        /// The model file.
+        file: PathBuf,
+        /// The tensor's name in the file.
+        tensor: String,
+        /// The types the runtime reads there.
+        expected: &'static str,
+        /// The type in the file.
+        found: &'static str,
+    },
+    /// A row that is not whole blocks, in the integer path.
+    #[error("{}: tensor `{tensor}` has rows of {columns}; Q8_0 activations need a multiple of 32. Load the model with float activations", file.display())]
+    NotWholeBlocks {
+        /// The model file.
+        file: PathBuf,
+        /// The tensor's name in the file.
+        tensor: String,
+        /// Its row length.
+        columns: usize,
+    },
+    /// A value in the file that is not a finite number.
+    #[error("{}: tensor `{tensor}` holds {found} at index {index}; expected finite numbers", file.display())]
+    NotFinite {
+        /// The model file.
+        file: PathBuf,
+        /// The tensor's name in the file.
+        tensor: String,
+        /// Where.
+        index: usize,
+        /// What.
+        found: f32,
+    },
+    /// Another pre-tokenizer.
+    #[error("{}: tokenizer.ggml.pre is `{found}`; this runtime knows {}", file.display(), PreTokenizer::NAMES)]
+    PreTokenizer {
+        /// The model file.
+        file: PathBuf,
+        /// What the file says.
+        found: String,
+    },
+    /// A merge whose parts or whole are not tokens.
+    #[error("{}: tokenizer.ggml.merges[{index}] is `{merge}`; expected two tokens of the vocabulary, separated by a space, whose joined text is a token too", file.display())]
+    Merge {
+        /// The model file.
+        file: PathBuf,
+        /// The place in the merge list.
+        index: usize,
+        /// The merge as written.
+        merge: String,
+    },
+    /// A prompt or continuation longer than the session's context.
+    #[error("{tokens} more tokens after {position} do not fit into a context of {context}. Open the session with a larger context or shorten the text")]
+    ContextOverflow {
+        /// Tokens already in the session.
+        position: usize,
+        /// Tokens to be added.
+        tokens: usize,
+        /// The session's context in tokens.
+        context: usize,
+    },
+    /// A call with no token at all.
+    #[error("no tokens were given; at least one is needed to predict the next. A model without a BOS token needs a non-empty prompt")]
+    NoTokens,
+    /// A token id outside the vocabulary.
+    #[error("token {index} is {id}, but the vocabulary has {vocab_size} tokens. Was the text encoded by another model's tokenizer?")]
+    TokenId {
+        /// The place in the tokens given.
+        index: usize,
+        /// The id.
+        id: u32,
+        /// The size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// Not enough memory for a session.
+    #[error("a session with a context of {context} tokens needs more memory than there is ({bytes} bytes for its key-value cache). Ask for a smaller context")]
+    Memory {
+        /// The context asked for, in tokens.
+        context: usize,
+        /// Bytes of the cache; `usize::MAX` stands for more than can be counted.
+        bytes: usize,
+    },
+    /// The system gave no thread.
+    #[error("cannot start thread {index} of {threads}: {source}")]
+    Thread {
+        /// Which one.
+        index: usize,
+        /// How many were asked for.
+        threads: usize,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}

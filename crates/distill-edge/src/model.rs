@@ -1,0 +1,154 @@
+//! A model: a mapped file, checked, with its tokenizer and the kernels this CPU runs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use distill_gguf::GgufFile;
+
+use crate::EdgeError;
+use crate::config::Config;
+use crate::kernels::{self, BLOCK, Kernels};
+use crate::tokenizer::Tokenizer;
+use crate::weights::{Matrix, Weights};
+
+/// The input of every linear layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activations {
+    /// f32: the exact path.
+    Float,
+    /// Q8_0 blocks with f32 scales, for all linear layers and the head: the integer path.
+    Q8_0,
+}
+
+/// Which kernels to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KernelChoice {
+    /// The fastest this CPU has.
+    #[default]
+    Best,
+    /// The scalar specification: the same bits, slowly.
+    Scalar,
+}
+
+/// How to load a model.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// The input of linear layers; by default what `distill.activations` in the file says
+    /// (`q8_0` or `float`), else Q8_0 if any linear layer is quantised.
+    pub activations: Option<Activations>,
+    /// Threads of sessions that do not say; 0 is one per CPU.
+    pub threads: usize,
+    /// Which kernels to run.
+    pub kernels: KernelChoice,
+}
+
+/// A loaded model. Clones share it; any number of sessions may run on it.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub file: GgufFile,
+    pub path: PathBuf,
+    pub config: Config,
+    pub weights: Weights,
+    pub tokenizer: Tokenizer,
+    pub kernels: &'static Kernels,
+    pub activations: Activations,
+    /// Whether any linear layer is F32 or F16, and so takes floats in the integer path too.
+    pub has_float_linears: bool,
+    pub threads: usize,
+}
+
+impl Model {
+    /// Maps and checks `path`: metadata, vocabulary, and every tensor's presence, shape and type.
+    ///
+    /// # Errors
+    /// If the file is no GGUF file, damaged, of another architecture, or incomplete.
+    pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, EdgeError> {
+        let file = GgufFile::open(path)?;
+        let config = Config::from_metadata(file.metadata(), path)?;
+        let tokenizer = Tokenizer::from_gguf(file.metadata(), path)?;
+        let weights = Weights::load(&file, path, &config)?;
+        let any_quantized = weights.linears().any(|(_, m)| m.ty.is_quantized());
+        let activations = match options.activations {
+            Some(choice) => choice,
+            None => preferred_activations(&file, path)?.unwrap_or(match any_quantized {
+                true => Activations::Q8_0,
+                false => Activations::Float,
+            }),
+        };
+        if activations == Activations::Q8_0 {
+            require_whole_blocks(&weights, path)?;
+        }
+        let has_float_linears = weights.linears().any(|(_, m)| !m.ty.is_quantized());
+        let kernels = match options.kernels {
+            KernelChoice::Best => kernels::best(),
+            KernelChoice::Scalar => kernels::scalar(),
+        };
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let path = path.to_owned();
+        let inner = Inner { file, path, config, weights, tokenizer, kernels, activations, has_float_linears, threads };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Sizes and constants.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// The vocabulary.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.inner.tokenizer
+    }
+
+    /// The file the model was loaded from.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// The input of linear layers that was chosen at load.
+    pub fn activations(&self) -> Activations {
+        self.inner.activations
+    }
+
+    /// The kernels that were chosen at load: `avx2` or `scalar`.
+    pub fn kernel_name(&self) -> &'static str {
+        self.inner.kernels.name
+    }
+
+    /// Bytes of weights that decoding one token reads: times tokens per second, the bandwidth used.
+    pub fn weight_bytes(&self) -> usize {
+        self.inner.weights.bytes_per_token()
+    }
+}
+
+fn preferred_activations(file: &GgufFile, path: &Path) -> Result<Option<Activations>, EdgeError> {
+    const KEY: &str = "distill.activations";
+    match file.metadata().optional_string(KEY)? {
+        None => Ok(None),
+        Some("q8_0") => Ok(Some(Activations::Q8_0)),
+        Some("float") => Ok(Some(Activations::Float)),
+        Some(other) => Err(EdgeError::Config {
+            file: path.to_owned(),
+            key: KEY.to_owned(),
+            found: format!("`{other}`"),
+            expected: "`q8_0` or `float`".to_owned(),
+        }),
+    }
+}
+
+fn require_whole_blocks(weights: &Weights, path: &Path) -> Result<(), EdgeError> {
+    let broken = |matrix: &Matrix| !matrix.columns.is_multiple_of(BLOCK);
+    match weights.linears().find(|(_, matrix)| broken(matrix)) {
+        Some((tensor, matrix)) => {
+            Err(EdgeError::NotWholeBlocks { file: path.to_owned(), tensor, columns: matrix.columns })
+        }
+        None => Ok(()),
+    }
+}

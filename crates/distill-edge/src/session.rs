@@ -1,0 +1,229 @@
+//! A session: one sequence of tokens, its cache and its threads.
+
+use std::ops::Range;
+use std::sync::{Arc, RwLock};
+use std::thread::JoinHandle;
+
+use crate::buffers::{Exchanges, HEAD_TILE, Scratch, TILE};
+use crate::cache::{KvType, Stripe};
+use crate::forward::{Job, Shared, Worker, read, write};
+use crate::model::{Activations, Model};
+use crate::team::Team;
+use crate::{EdgeError, plan, rope};
+
+/// How to open a session.
+#[derive(Clone, Debug, Default)]
+pub struct SessionOptions {
+    /// The most tokens the session can hold; 0 is the model's own context length.
+    pub context: usize,
+    /// How keys and values are stored.
+    pub kv: KvType,
+    /// Threads, the caller's included; 0 is as the model was loaded.
+    pub threads: usize,
+}
+
+/// One sequence of tokens on a model. Its threads live as long as it does.
+///
+/// Results do not depend on the number of threads, nor on how the tokens were divided between
+/// calls: the same tokens give the same logits bit for bit.
+#[derive(Debug)]
+pub struct Session {
+    model: Model,
+    /// This thread's part.
+    worker: Worker,
+    threads: Vec<JoinHandle<()>>,
+    context: usize,
+    position: usize,
+    /// The logits last asked for, [vocab].
+    logits: Vec<f32>,
+}
+
+impl Session {
+    /// Allocates the cache and all buffers, and starts the threads.
+    ///
+    /// # Errors
+    /// If the cache does not fit into memory or the system gives no thread.
+    pub fn new(model: &Model, options: SessionOptions) -> Result<Self, EdgeError> {
+        let inner = Arc::clone(&model.inner);
+        let config = &inner.config;
+        let context = if options.context == 0 { config.context_length } else { options.context };
+        let threads = if options.threads == 0 { inner.threads } else { options.threads };
+        let shares = plan::shares(config, threads);
+        let cache = shares
+            .iter()
+            .map(|share| Stripe::new(config, share.kv_heads.len(), context, options.kv).map(RwLock::new))
+            .collect::<Result<_, _>>()?;
+        let shared = Arc::new(Shared {
+            team: Team::new(threads),
+            exchanges: Exchanges::new(config, &shares),
+            cache,
+            frequencies: rope::frequencies(config, inner.weights.rope_factors.as_deref()),
+            job: RwLock::new(Job { tokens: Vec::with_capacity(TILE), ..Job::default() }),
+            shares,
+            model: Arc::clone(&inner),
+        });
+        let integer = inner.activations == Activations::Q8_0;
+        let worker = |index: usize| Worker {
+            scratch: Scratch::new(config, &shared.shares[index], context, integer),
+            shared: Arc::clone(&shared),
+            index,
+        };
+        let logits = vec![0.0; config.vocab_size];
+        let mut session =
+            Self { model: model.clone(), worker: worker(0), threads: Vec::new(), context, position: 0, logits };
+        for index in 1..threads {
+            let worker = worker(index);
+            let thread = std::thread::Builder::new()
+                .name(format!("edge-{index}"))
+                .spawn(move || follow(worker))
+                .map_err(|source| EdgeError::Thread { index, threads, source })?;
+            session.threads.push(thread);
+        }
+        Ok(session)
+    }
+
+    /// Adds `tokens` and returns the logits after the last, [vocab].
+    ///
+    /// # Errors
+    /// If `tokens` is empty, holds an id outside the vocabulary, or does not fit into the context;
+    /// the session is then unchanged.
+    pub fn prefill(&mut self, tokens: &[u32]) -> Result<&[f32], EdgeError> {
+        self.check(tokens)?;
+        let mut chunks = tokens.chunks(TILE).peekable();
+        while let Some(chunk) = chunks.next() {
+            let last = chunk.len() - 1;
+            let head = if chunks.peek().is_none() { last..last + 1 } else { 0..0 };
+            self.run(chunk, head);
+        }
+        self.gather_logits(0);
+        Ok(&self.logits)
+    }
+
+    /// Adds one token and returns the logits after it, [vocab].
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn decode(&mut self, token: u32) -> Result<&[f32], EdgeError> {
+        self.prefill(&[token])
+    }
+
+    /// Adds `tokens` and calls `each` with every position (in the session) and the logits after
+    /// it, [vocab]: for perplexity and for comparing with another engine.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`]; `each` has then not been called.
+    pub fn score(&mut self, tokens: &[u32], mut each: impl FnMut(usize, &[f32])) -> Result<(), EdgeError> {
+        self.check(tokens)?;
+        for chunk in tokens.chunks(TILE) {
+            let position = self.position;
+            self.run(chunk, 0..0);
+            for from in (0..chunk.len()).step_by(HEAD_TILE) {
+                let to = (from + HEAD_TILE).min(chunk.len());
+                self.run(&[], from..to);
+                for t in from..to {
+                    self.gather_logits(t - from);
+                    each(position + t, &self.logits);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tokens in the session.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// The most tokens the session can hold.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Threads that compute, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.worker.shared.team.size()
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Forgets all tokens.
+    pub fn reset(&mut self) {
+        self.position = 0;
+    }
+
+    /// Forgets the tokens from `position` on: for a prompt that shares its beginning with the last.
+    /// Beyond the end, it does nothing.
+    pub fn truncate(&mut self, position: usize) {
+        self.position = self.position.min(position);
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<(), EdgeError> {
+        if tokens.is_empty() {
+            return Err(EdgeError::NoTokens);
+        }
+        if tokens.len() > self.context - self.position {
+            return Err(EdgeError::ContextOverflow {
+                position: self.position,
+                tokens: tokens.len(),
+                context: self.context,
+            });
+        }
+        let vocab_size = self.model.config().vocab_size;
+        match tokens.iter().position(|&id| id as usize >= vocab_size) {
+            Some(index) => Err(EdgeError::TokenId { index, id: tokens[index], vocab_size }),
+            None => Ok(()),
+        }
+    }
+
+    /// One job for all threads; returns when it is done.
+    fn run(&mut self, tokens: &[u32], head: Range<usize>) {
+        let shared = &self.worker.shared;
+        {
+            let mut job = write(&shared.job);
+            job.tokens.clear();
+            job.tokens.extend_from_slice(tokens);
+            job.position = self.position;
+            job.head = head;
+        }
+        let shared = Arc::clone(shared);
+        shared.team.start_job();
+        shared.team.guarded(|| self.worker.run());
+        self.position += tokens.len();
+    }
+
+    /// Copies row `t` of the head's exchange.
+    fn gather_logits(&mut self, t: usize) {
+        let shared = &self.worker.shared;
+        for (share, stripe) in shared.shares.iter().zip(&shared.exchanges.logits.stripes) {
+            let (rows, stripe) = (share.vocab_rows.clone(), read(stripe));
+            self.logits[rows.clone()].copy_from_slice(&stripe[t * rows.len()..(t + 1) * rows.len()]);
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        write(&self.worker.shared.job).stop = true;
+        self.worker.shared.team.start_job();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has already ended the job it was in.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The life of a thread that is not the caller's.
+fn follow(mut worker: Worker) {
+    let shared = Arc::clone(&worker.shared);
+    let mut seen = 0;
+    loop {
+        seen = shared.team.wait_for_job(seen);
+        if read(&shared.job).stop {
+            return;
+        }
+        shared.team.guarded(|| worker.run());
+    }
+}

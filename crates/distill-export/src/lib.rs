@@ -1,1 +1,48 @@
-//! Checkpoint to GGUF: file to file, no Burn
+//! A checkpoint into the files that ship: file to file, no training framework, no accelerator.
+//!
+//! A checkpoint is a Hugging Face directory: `config.json`, `model.safetensors` (or shards with
+//! their index), `tokenizer.json`, `tokenizer_config.json`. Its weights are the masters; codes are
+//! taken from them by the scalar rule of `distill-quant`, which is the rule training faked, so
+//! that what ships is what was trained.
+//!
+//! - [`export_gguf`]: one GGUF file with weights and tokenizer, complete for llama.cpp.
+//! - [`export_huggingface`]: the directory again, in another float type if wanted.
+//!
+//! Tensors stream through memory in pieces of about a MiB. A finished file takes its name only
+//! when all of it is on the disk.
+
+mod checkpoint;
+mod config;
+mod error;
+mod gguf;
+mod huggingface;
+mod safetensors_header;
+mod tokenizer;
+mod weights;
+
+pub use error::{ExportError, Mismatch};
+pub use gguf::{Activations, GgufOptions, Grid, export_gguf};
+pub use huggingface::{FloatType, export_huggingface};
+
+use std::path::Path;
+
+/// What was written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Summary {
+    /// Tensors in the weight file.
+    pub tensors: usize,
+    /// Size of the weight file in bytes.
+    pub bytes: u64,
+    /// SHA-256 of the weight file, in lower-case hexadecimal: as `sha256sum` prints it.
+    pub sha256: String,
+}
+
+/// SHA-256 of a file, as `sha256sum` prints it.
+fn sha256(path: &Path) -> Result<String, ExportError> {
+    use sha2::Digest;
+    let read_error = |source| ExportError::Read { file: path.to_owned(), source };
+    let mut file = std::fs::File::open(path).map_err(read_error)?;
+    let mut hasher = sha2::Sha256::new();
+    std::io::copy(&mut file, &mut hasher).map_err(read_error)?;
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}

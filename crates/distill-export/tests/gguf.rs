@@ -1,0 +1,223 @@
+//! What ships is the scalar rule on the masters, in GGUF's order, with complete metadata.
+
+mod tiny;
+
+use std::path::Path;
+
+use distill_export::{Activations, ExportError, GgufOptions, Grid, Summary, export_gguf};
+use distill_gguf::{Array, GgufFile, Value, names};
+use distill_quant::{f16, q4_0, q8_0};
+use proptest::prelude::*;
+use serde_json::json;
+use tiny::{HEADS, HIDDEN, KV_HEADS, Tiny};
+
+fn options(linears: Grid, embeddings: Grid) -> GgufOptions {
+    GgufOptions { linears, embeddings, activations: Activations::Q8_0, name: "tiny".to_owned() }
+}
+
+fn export(tiny: &Tiny, options: &GgufOptions) -> (tempfile::TempDir, Result<Summary, ExportError>) {
+    let directory = tempfile::tempdir().unwrap();
+    tiny.write(directory.path());
+    let summary = export_gguf(directory.path(), &directory.path().join("model.gguf"), options);
+    (directory, summary)
+}
+
+fn open(directory: &Path) -> GgufFile {
+    GgufFile::open(&directory.join("model.gguf")).unwrap()
+}
+
+/// What training would compute with, in the checkpoint's order.
+fn fake_quantized(grid: Grid, values: &[f32]) -> Vec<f32> {
+    let mut out = vec![0.0; values.len()];
+    match grid {
+        Grid::F32 => out.copy_from_slice(values),
+        Grid::F16 => {
+            out = values.iter().map(|&x| f16::to_f32(f16::from_f32_saturating(x))).collect();
+        }
+        Grid::Q4_0 => q4_0::fake_quantize(values, &mut out),
+        Grid::Q8_0 => q8_0::fake_quantize(values, &mut out),
+    }
+    out
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Every tensor of the file, row order undone, against `fake_quantized` of its master.
+fn assert_ships_what_was_trained(tiny: &Tiny, file: &GgufFile, options: &GgufOptions) {
+    for (name, (shape, master)) in &tiny.tensors {
+        let (gguf_name, layout) = names::to_gguf(name).unwrap();
+        let tensor = file.require(&gguf_name).unwrap();
+        let grid = match gguf_name.as_str() {
+            "token_embd.weight" | "output.weight" => options.embeddings,
+            _ if shape.len() == 1 => Grid::F32,
+            _ => options.linears,
+        };
+        assert_eq!(tensor.info.ty, grid.ggml_type(), "{name}");
+        let dims: Vec<u64> = shape.iter().rev().map(|&dim| dim as u64).collect();
+        assert_eq!(tensor.info.dims, dims, "{name}");
+        let mut values = tensor.dequantize().unwrap();
+        if let names::RowLayout::RopeHalves { heads } = layout {
+            let heads = match heads {
+                names::Heads::Query => HEADS,
+                names::Heads::Key => KV_HEADS,
+            };
+            values = names::unpermute_rows(&values, shape[0], heads);
+        }
+        assert_eq!(bits(&values), bits(&fake_quantized(grid, master)), "{name}");
+    }
+}
+
+#[test]
+fn every_tensor_is_the_fake_quantized_master_bit_for_bit() {
+    for (tied, head_dim) in [(true, 16), (false, 16), (false, 24)] {
+        for linears in [Grid::F32, Grid::F16, Grid::Q4_0, Grid::Q8_0] {
+            for embeddings in [Grid::F16, Grid::Q4_0, Grid::Q8_0] {
+                let tiny = Tiny::new(tied, head_dim);
+                let options = options(linears, embeddings);
+                let (directory, summary) = export(&tiny, &options);
+                let summary = summary.unwrap();
+                let file = open(directory.path());
+                assert_eq!(summary.tensors, file.tensors().len());
+                assert_eq!(summary.tensors, tiny.tensors.len());
+                assert_eq!(summary.bytes, file.bytes().len() as u64);
+                assert_ships_what_was_trained(&tiny, &file, &options);
+            }
+        }
+    }
+}
+
+/// A block as training may leave it: plain, all zero, tied extremes, tiny or huge scales.
+fn any_block() -> impl Strategy<Value = Vec<f32>> {
+    let element = prop_oneof![
+        6 => -1.0f32..=1.0,
+        1 => Just(1.0f32),
+        1 => Just(-1.0f32),
+        1 => Just(0.0f32),
+        1 => Just(-0.0f32),
+    ];
+    let scale = prop_oneof![4 => -8i32..4, 2 => -30i32..-18, 1 => 10i32..24];
+    (prop::collection::vec(element, 32), scale)
+        .prop_map(|(x, exponent)| x.into_iter().map(|x| x * 2f32.powi(exponent)).collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn dequantize_of_export_is_fake_quantize_for_any_weights(
+        blocks in prop::collection::vec(any_block(), 2 * HEADS * 16),
+        q4 in any::<bool>(),
+    ) {
+        let mut tiny = Tiny::new(true, 16);
+        let name = "model.layers.0.self_attn.q_proj.weight";
+        tiny.tensors.get_mut(name).unwrap().1 = blocks.concat();
+        let grid = if q4 { Grid::Q4_0 } else { Grid::Q8_0 };
+        let options = options(grid, grid);
+        let (directory, summary) = export(&tiny, &options);
+        prop_assert!(summary.is_ok());
+        assert_ships_what_was_trained(&tiny, &open(directory.path()), &options);
+    }
+}
+
+#[test]
+fn the_metadata_are_complete() {
+    let (directory, _) = export(&Tiny::new(true, 16), &options(Grid::Q4_0, Grid::Q8_0));
+    let file = open(directory.path());
+    let lines = file.metadata().iter().map(|(key, value)| match value {
+        Value::Array(Array::String(x)) => format!("{key} = {} strings: {}", x.len(), x.join("·")),
+        Value::Array(Array::I32(x)) => format!("{key} = {x:?}"),
+        other => format!("{key} = {other:?}"),
+    });
+    let text = lines.collect::<Vec<_>>().join("\n").replace(env!("CARGO_PKG_VERSION"), "VERSION");
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn heads_wider_than_their_share_are_told_and_so_are_other_grids() {
+    let (directory, _) = export(&Tiny::new(false, 24), &options(Grid::Q8_0, Grid::F16));
+    let file = open(directory.path());
+    let metadata = file.metadata();
+    assert_eq!(metadata.u32("llama.attention.key_length").unwrap(), 24);
+    assert_eq!(metadata.u32("llama.attention.value_length").unwrap(), 24);
+    assert_eq!(metadata.u32("llama.rope.dimension_count").unwrap(), 24);
+    assert_eq!(metadata.u32("general.file_type").unwrap(), 7);
+}
+
+#[test]
+fn llama_3_scaling_becomes_the_tensor_of_divisors() {
+    let mut tiny = Tiny::new(true, 16);
+    tiny.config["rope_theta"] = json!(500_000.0);
+    tiny.config["rope_scaling"] = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    });
+    let (directory, summary) = export(&tiny, &options(Grid::Q4_0, Grid::Q4_0));
+    assert_eq!(summary.unwrap().tensors, tiny.tensors.len() + 1);
+    let file = open(directory.path());
+    let divisors = file.require("rope_freqs.weight").unwrap().dequantize().unwrap();
+    assert_eq!(divisors.len(), 8);
+    assert_eq!((divisors[0], divisors[7]), (1.0, 8.0));
+    assert!(divisors.is_sorted());
+
+    // The form in which a model imported from a GGUF carries them.
+    tiny.config["rope_scaling"] = json!({ "rope_divisors": divisors });
+    let (again, _) = export(&tiny, &options(Grid::Q4_0, Grid::Q4_0));
+    assert_eq!(open(again.path()).bytes(), file.bytes());
+}
+
+#[test]
+fn shards_half_floats_and_merges_as_pairs_give_the_same_file() {
+    let options = options(Grid::Q4_0, Grid::Q8_0);
+    let mut tiny = Tiny::new(false, 16);
+    // Values that bf16 and f16 both hold.
+    for (_, values) in tiny.tensors.values_mut() {
+        values.iter_mut().for_each(|x| *x = (*x * 64.0).round() / 64.0);
+    }
+    let (directory, summary) = export(&tiny, &options);
+    let summary = summary.unwrap();
+    let model = directory.path().join("model.gguf");
+
+    let sharded = tempfile::tempdir().unwrap();
+    tiny.write_sharded(sharded.path());
+    let out = sharded.path().join("model.gguf");
+    assert_eq!(export_gguf(sharded.path(), &out, &options).unwrap(), summary);
+    assert_eq!(std::fs::read(&out).unwrap(), std::fs::read(&model).unwrap());
+
+    for ty in [distill_export::FloatType::F16, distill_export::FloatType::BF16] {
+        let half = tempfile::tempdir().unwrap();
+        distill_export::export_huggingface(directory.path(), half.path(), ty).unwrap();
+        let out = half.path().join("model.gguf");
+        assert_eq!(export_gguf(half.path(), &out, &options).unwrap(), summary, "{ty:?}");
+    }
+
+    tiny.tokenizer["model"]["merges"] = json!([["t", "h"], ["th", "e"], ["Ġ", "the"]]);
+    assert_eq!(export(&tiny, &options).1.unwrap(), summary);
+}
+
+#[test]
+fn the_checksum_is_that_of_the_file_and_a_second_export_is_the_same() {
+    let tiny = Tiny::new(true, 16);
+    let (directory, first) = export(&tiny, &options(Grid::Q4_0, Grid::Q8_0));
+    let first = first.unwrap();
+    let bytes = std::fs::read(directory.path().join("model.gguf")).unwrap();
+    let digest = <sha2::Sha256 as sha2::Digest>::digest(&bytes);
+    assert_eq!(first.sha256, digest.iter().map(|x| format!("{x:02x}")).collect::<String>());
+    assert_eq!(export(&tiny, &options(Grid::Q4_0, Grid::Q8_0)).1.unwrap(), first);
+}
+
+#[test]
+fn a_template_file_comes_before_the_key_and_bos_follows_the_post_processor() {
+    let mut tiny = Tiny::new(true, 16);
+    tiny.tokenizer["post_processor"] = json!({ "type": "ByteLevel", "trim_offsets": true });
+    let directory = tempfile::tempdir().unwrap();
+    tiny.write(directory.path());
+    std::fs::write(directory.path().join("chat_template.jinja"), "from the file").unwrap();
+    let out = directory.path().join("model.gguf");
+    export_gguf(directory.path(), &out, &options(Grid::Q4_0, Grid::Q8_0)).unwrap();
+    let file = open(directory.path());
+    assert_eq!(file.metadata().string("tokenizer.chat_template").unwrap(), "from the file");
+    assert!(!file.metadata().bool("tokenizer.ggml.add_bos_token").unwrap());
+    assert_eq!(file.tensor("token_embd.weight").unwrap().info.row_elements(), HIDDEN);
+}

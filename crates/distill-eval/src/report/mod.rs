@@ -1,7 +1,16 @@
 //! The report of a run: what ships, held against what was trained, in measured figures only.
 //!
-//! [`RunReport`] is the data; [`table`] prints it for a terminal and [`html`] writes one file
-//! with everything inside it.
+//! [`RunReport`] is the data; [`table()`] prints it for a terminal and [`html()`] writes one
+//! page with everything inside it.
+
+mod chart;
+mod figures;
+mod html;
+mod table;
+mod verdict;
+
+pub use html::html;
+pub use table::table;
 
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +36,7 @@ pub struct RunReport {
     /// One row a model, in the order of the story: teacher, full-precision student,
     /// post-training quantised, quantisation-aware, exported runtime.
     pub rows: Vec<Row>,
-    /// Curves of `metrics.jsonl`.
+    /// Curves of `metrics.jsonl`. The page draws those that [`Curve`] names.
     pub curves: Vec<Curve>,
     /// The gate's verdict; `None` if nothing was exported.
     pub parity: Option<Parity>,
@@ -35,6 +44,46 @@ pub struct RunReport {
     pub samples: Vec<Sample>,
     /// Exported files.
     pub files: Vec<ExportedFile>,
+}
+
+impl RunReport {
+    /// How much of what rounding cost was won back by training with it; `None` unless the
+    /// student was measured in full precision, post-training quantised and quantisation-aware.
+    pub fn recovery(&self) -> Option<Recovery> {
+        let perplexity = |kind| self.row(kind).and_then(|row| row.perplexity);
+        Some(Recovery {
+            full_precision: perplexity(RowKind::FullPrecision)?,
+            post_training_quantized: perplexity(RowKind::PostTrainingQuantized)?,
+            quantization_aware: perplexity(RowKind::QuantizationAware)?,
+        })
+    }
+
+    /// The first row of a kind.
+    pub fn row(&self, kind: RowKind) -> Option<&Row> {
+        self.rows.iter().find(|row| row.kind == kind)
+    }
+}
+
+/// Perplexities of the student in the three forms that tell what quantisation cost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Recovery {
+    /// Never rounded.
+    pub full_precision: f64,
+    /// The same weights, rounded.
+    pub post_training_quantized: f64,
+    /// Trained with rounding, rounded.
+    pub quantization_aware: f64,
+}
+
+impl Recovery {
+    /// `(ptq − qat) / (ptq − fp)`: 1 when everything was won back, above it when training
+    /// gained more than rounding had cost. `None` if rounding cost nothing, for then there
+    /// is nothing to have a share of.
+    pub fn share(&self) -> Option<f64> {
+        let lost = self.post_training_quantized - self.full_precision;
+        let share = (self.post_training_quantized - self.quantization_aware) / lost;
+        (lost > 0.0 && share.is_finite()).then_some(share)
+    }
 }
 
 /// Where the figures were measured.
@@ -52,9 +101,28 @@ pub struct Hardware {
     pub kernels: String,
 }
 
+/// Which part a row plays in the story.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowKind {
+    /// What the student learns from.
+    #[default]
+    Teacher,
+    /// The student, never rounded.
+    FullPrecision,
+    /// The same weights, simply rounded.
+    PostTrainingQuantized,
+    /// The student trained with rounding, in the training graph.
+    QuantizationAware,
+    /// The exported file, through the edge runtime: what ships.
+    ExportedRuntime,
+}
+
 /// Figures of one model; `None` is "not measured", never a guess.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Row {
+    /// Its part in the story.
+    pub kind: RowKind,
     /// What this is, e.g. `"student, post-training quantised"`.
     pub model: String,
     /// How it was run, e.g. `"graph, step 100"` or `"runtime, Q8_0 activations, f16 KV"`.
@@ -72,9 +140,13 @@ pub struct Row {
 }
 
 /// One scalar over steps.
+///
+/// Drawn are `train`: `loss`, `gradient_norm`, `learning_rate`; `eval`: `loss`, `perplexity`,
+/// `kl`, `same_top`. A figure of the splits `full_precision` and `post_training_quantized`
+/// becomes a level line in the `eval` chart of its name. Others are left out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Curve {
-    /// `train` or `eval`.
+    /// The split of the record, e.g. `train` or `eval`.
     pub split: String,
     /// e.g. `loss`.
     pub name: String,
@@ -100,4 +172,34 @@ pub struct ExportedFile {
     pub bytes: u64,
     /// SHA-256, hexadecimal.
     pub sha256: String,
+}
+
+#[cfg(test)]
+pub(crate) mod example;
+
+#[cfg(test)]
+mod tests {
+    use super::Recovery;
+
+    #[test]
+    fn half_of_the_lost_perplexity_won_back_is_a_share_of_one_half() {
+        let recovery = Recovery {
+            full_precision: 20.0,
+            post_training_quantized: 24.0,
+            quantization_aware: 22.0,
+        };
+        assert_eq!(recovery.share(), Some(0.5));
+    }
+
+    #[test]
+    fn there_is_no_share_of_a_loss_that_did_not_happen() {
+        for post_training_quantized in [20.0, 19.5, f64::NAN] {
+            let recovery = Recovery {
+                full_precision: 20.0,
+                post_training_quantized,
+                quantization_aware: 19.0,
+            };
+            assert_eq!(recovery.share(), None);
+        }
+    }
 }

@@ -27,9 +27,7 @@ impl GgufFile {
     pub fn open(path: &Path) -> Result<Self, GgufError> {
         let map = map::map(path)?;
         let header = Gguf::parse(&map, path)?;
-        Ok(Self {
-            shared: Arc::new(Shared { map, header }),
-        })
+        Ok(Self { shared: Arc::new(Shared { map, header }) })
     }
 
     /// The path the file was opened by.

@@ -137,8 +137,7 @@ impl GgmlType {
             return None;
         }
         let row_bytes = (row / block).checked_mul(self.block_bytes() as u64)?;
-        rest.iter()
-            .try_fold(row_bytes, |bytes, &dim| bytes.checked_mul(dim))
+        rest.iter().try_fold(row_bytes, |bytes, &dim| bytes.checked_mul(dim))
     }
 }
 

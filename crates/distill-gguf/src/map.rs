@@ -14,15 +14,10 @@ use crate::GgufError;
 /// at the next read. Whoever replaces a model in use writes a new file and renames it over the old
 /// one, as [`crate::GgufWriter`] does; the old bytes then live as long as the map.
 pub(crate) fn map(path: &Path) -> Result<Mmap, GgufError> {
-    let open_error = |source| GgufError::Open {
-        file: path.to_owned(),
-        source,
-    };
+    let open_error = |source| GgufError::Open { file: path.to_owned(), source };
     let file = File::open(path).map_err(open_error)?;
     if !file.metadata().map_err(open_error)?.is_file() {
-        return Err(GgufError::NotAFile {
-            file: path.to_owned(),
-        });
+        return Err(GgufError::NotAFile { file: path.to_owned() });
     }
     // SAFETY: the map is read-only and private to this process's view, and `Mmap` keeps it alive
     // for every slice taken of it. A concurrent writer could change bytes under us; every value

@@ -15,11 +15,7 @@ pub struct Metadata {
 
 impl Metadata {
     pub(crate) fn new(file: &Path) -> Self {
-        Self {
-            file: file.to_owned(),
-            entries: Vec::new(),
-            index: HashMap::new(),
-        }
+        Self { file: file.to_owned(), entries: Vec::new(), index: HashMap::new() }
     }
 
     /// Adds a key; returns `false` if it is there already.
@@ -40,9 +36,7 @@ impl Metadata {
 
     /// Keys and values in the order of the file.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
-        self.entries
-            .iter()
-            .map(|(key, value)| (key.as_str(), value))
+        self.entries.iter().map(|(key, value)| (key.as_str(), value))
     }
 
     /// How many keys there are.
@@ -224,9 +218,6 @@ mod tests {
         assert_eq!(metadata.strings("b").unwrap(), ["x"]);
         assert_eq!(metadata.optional_u32("c").unwrap(), None);
         assert!(metadata.optional_u32("a").is_err());
-        assert_eq!(
-            metadata.iter().map(|(key, _)| key).collect::<Vec<_>>(),
-            ["a", "b"]
-        );
+        assert_eq!(metadata.iter().map(|(key, _)| key).collect::<Vec<_>>(), ["a", "b"]);
     }
 }

@@ -42,59 +42,25 @@ pub struct Name {
 }
 
 const fn plain(hf: &'static str, gguf: &'static str) -> Name {
-    Name {
-        hf,
-        gguf,
-        rows: RowLayout::Plain,
-    }
+    Name { hf, gguf, rows: RowLayout::Plain }
 }
 
 const fn rope(hf: &'static str, gguf: &'static str, heads: Heads) -> Name {
-    Name {
-        hf,
-        gguf,
-        rows: RowLayout::RopeHalves { heads },
-    }
+    Name { hf, gguf, rows: RowLayout::RopeHalves { heads } }
 }
 
 /// The table for `llama`, in the order of the forward pass.
 pub const LLAMA: [Name; 12] = [
     plain("model.embed_tokens.weight", "token_embd.weight"),
-    plain(
-        "model.layers.{}.input_layernorm.weight",
-        "blk.{}.attn_norm.weight",
-    ),
-    rope(
-        "model.layers.{}.self_attn.q_proj.weight",
-        "blk.{}.attn_q.weight",
-        Heads::Query,
-    ),
-    rope(
-        "model.layers.{}.self_attn.k_proj.weight",
-        "blk.{}.attn_k.weight",
-        Heads::Key,
-    ),
-    plain(
-        "model.layers.{}.self_attn.v_proj.weight",
-        "blk.{}.attn_v.weight",
-    ),
-    plain(
-        "model.layers.{}.self_attn.o_proj.weight",
-        "blk.{}.attn_output.weight",
-    ),
-    plain(
-        "model.layers.{}.post_attention_layernorm.weight",
-        "blk.{}.ffn_norm.weight",
-    ),
-    plain(
-        "model.layers.{}.mlp.gate_proj.weight",
-        "blk.{}.ffn_gate.weight",
-    ),
+    plain("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight"),
+    rope("model.layers.{}.self_attn.q_proj.weight", "blk.{}.attn_q.weight", Heads::Query),
+    rope("model.layers.{}.self_attn.k_proj.weight", "blk.{}.attn_k.weight", Heads::Key),
+    plain("model.layers.{}.self_attn.v_proj.weight", "blk.{}.attn_v.weight"),
+    plain("model.layers.{}.self_attn.o_proj.weight", "blk.{}.attn_output.weight"),
+    plain("model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight"),
+    plain("model.layers.{}.mlp.gate_proj.weight", "blk.{}.ffn_gate.weight"),
     plain("model.layers.{}.mlp.up_proj.weight", "blk.{}.ffn_up.weight"),
-    plain(
-        "model.layers.{}.mlp.down_proj.weight",
-        "blk.{}.ffn_down.weight",
-    ),
+    plain("model.layers.{}.mlp.down_proj.weight", "blk.{}.ffn_down.weight"),
     plain("model.norm.weight", "output_norm.weight"),
     plain("lm_head.weight", "output.weight"),
 ];
@@ -106,25 +72,19 @@ pub const ROPE_FREQS: &str = "rope_freqs.weight";
 /// GGUF's name of a Hugging Face tensor, and the order of its rows there.
 #[must_use]
 pub fn to_gguf(hf_name: &str) -> Option<(String, RowLayout)> {
-    LLAMA
-        .iter()
-        .find_map(|name| Some((translate(hf_name, name.hf, name.gguf)?, name.rows)))
+    LLAMA.iter().find_map(|name| Some((translate(hf_name, name.hf, name.gguf)?, name.rows)))
 }
 
 /// The Hugging Face name of a GGUF tensor, and the order of its rows in GGUF.
 #[must_use]
 pub fn to_hf(gguf_name: &str) -> Option<(String, RowLayout)> {
-    LLAMA
-        .iter()
-        .find_map(|name| Some((translate(gguf_name, name.gguf, name.hf)?, name.rows)))
+    LLAMA.iter().find_map(|name| Some((translate(gguf_name, name.gguf, name.hf)?, name.rows)))
 }
 
 /// The number of the layer a GGUF tensor belongs to, if to any.
 #[must_use]
 pub fn gguf_layer(gguf_name: &str) -> Option<usize> {
-    layer_number(gguf_name.strip_prefix("blk.")?.split_once('.')?.0)?
-        .parse()
-        .ok()
+    layer_number(gguf_name.strip_prefix("blk.")?.split_once('.')?.0)?.parse().ok()
 }
 
 /// `name` in the words of `to`, if it is an instance of `from`.
@@ -151,10 +111,7 @@ fn layer_number(text: &str) -> Option<&str> {
 /// If `head_dim` is odd or zero.
 #[must_use]
 pub fn hf_row_of(row: usize, head_dim: usize) -> usize {
-    assert!(
-        head_dim > 0 && head_dim.is_multiple_of(2),
-        "a rotary head of {head_dim} rows"
-    );
+    assert!(head_dim > 0 && head_dim.is_multiple_of(2), "a rotary head of {head_dim} rows");
     let (head, within) = (row / head_dim, row % head_dim);
     head * head_dim + within % 2 * (head_dim / 2) + within / 2
 }
@@ -251,10 +208,8 @@ mod tests {
             for h in 0..heads {
                 for i in 0..head_dim / 2 {
                     for j in 0..2 {
-                        let (to, from) = (
-                            h * head_dim + 2 * i + j,
-                            h * head_dim + j * head_dim / 2 + i,
-                        );
+                        let (to, from) =
+                            (h * head_dim + 2 * i + j, h * head_dim + j * head_dim / 2 + i);
                         assert_eq!(
                             gguf[to * row_len..][..row_len],
                             hf[from * row_len..][..row_len]

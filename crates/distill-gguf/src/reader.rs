@@ -46,12 +46,7 @@ impl Gguf {
             .into_iter()
             .map(|record| record.placed(data_start, alignment, bytes.len(), file))
             .collect::<Result<_, _>>()?;
-        Ok(Self {
-            version,
-            metadata,
-            tensors,
-            index,
-        })
+        Ok(Self { version, metadata, tensors, index })
     }
 
     /// The container's version, 2 or 3.
@@ -79,11 +74,7 @@ impl Gguf {
     #[must_use]
     pub fn tensor<'a>(&'a self, bytes: &'a [u8], name: &str) -> Option<TensorView<'a>> {
         let info = &self.tensors[*self.index.get(name)?];
-        Some(TensorView {
-            info,
-            bytes: &bytes[info.range.clone()],
-            file: self.metadata.file(),
-        })
+        Some(TensorView { info, bytes: &bytes[info.range.clone()], file: self.metadata.file() })
     }
 }
 
@@ -94,10 +85,9 @@ fn alignment(metadata: &Metadata) -> Result<u64, GgufError> {
     };
     match value {
         &Value::U32(x) if x.is_power_of_two() && x >= 8 => Ok(x.into()),
-        other => Err(GgufError::Alignment {
-            file: metadata.file().to_owned(),
-            found: other.describe(),
-        }),
+        other => {
+            Err(GgufError::Alignment { file: metadata.file().to_owned(), found: other.describe() })
+        }
     }
 }
 
@@ -117,28 +107,13 @@ impl Record {
         file_bytes: usize,
         file: &Path,
     ) -> Result<TensorInfo, GgufError> {
-        let Self {
-            name,
-            dims,
-            ty,
-            offset,
-        } = self;
+        let Self { name, dims, ty, offset } = self;
         let Some(needed) = ty.tensor_bytes(&dims) else {
-            return Err(GgufError::TensorSize {
-                file: file.to_owned(),
-                tensor: name,
-                dims,
-                ty,
-            });
+            return Err(GgufError::TensorSize { file: file.to_owned(), tensor: name, dims, ty });
         };
         if !offset.is_multiple_of(alignment) {
             let file = file.to_owned();
-            return Err(GgufError::Misaligned {
-                file,
-                tensor: name,
-                offset,
-                alignment,
-            });
+            return Err(GgufError::Misaligned { file, tensor: name, offset, alignment });
         }
         let start = data_start.checked_add(offset);
         let end = start.and_then(|start| start.checked_add(needed));
@@ -155,13 +130,7 @@ impl Record {
                 });
             }
         };
-        Ok(TensorInfo {
-            name,
-            dims,
-            ty,
-            offset,
-            range,
-        })
+        Ok(TensorInfo { name, dims, ty, offset, range })
     }
 }
 
@@ -177,10 +146,7 @@ impl<'a> Reader<'a> {
     fn preamble(&mut self) -> Result<u32, GgufError> {
         let magic = self.array::<4>("the magic")?;
         if &magic != b"GGUF" {
-            return Err(GgufError::Magic {
-                file: self.file.to_owned(),
-                found: magic,
-            });
+            return Err(GgufError::Magic { file: self.file.to_owned(), found: magic });
         }
         let version = u32::from_le_bytes(self.array("the version")?);
         match version {
@@ -191,10 +157,7 @@ impl<'a> Reader<'a> {
                 file: self.file.to_owned(),
                 version: version.swap_bytes(),
             }),
-            _ => Err(GgufError::Version {
-                file: self.file.to_owned(),
-                version,
-            }),
+            _ => Err(GgufError::Version { file: self.file.to_owned(), version }),
         }
     }
 
@@ -208,11 +171,7 @@ impl<'a> Reader<'a> {
             let value = self.value(value_type, &key)?;
             if !metadata.insert(key.clone(), value) {
                 let file = self.file.to_owned();
-                return Err(GgufError::DuplicateKey {
-                    file,
-                    key,
-                    offset: start,
-                });
+                return Err(GgufError::DuplicateKey { file, key, offset: start });
             }
         }
         Ok(metadata)
@@ -222,9 +181,7 @@ impl<'a> Reader<'a> {
         &mut self,
         count: u64,
     ) -> Result<(Vec<Record>, HashMap<String, usize>), GgufError> {
-        self.check_count(count, LEAST_TENSOR_BYTES, || {
-            "the tensor records".to_owned()
-        })?;
+        self.check_count(count, LEAST_TENSOR_BYTES, || "the tensor records".to_owned())?;
         let mut records = Vec::with_capacity(count as usize);
         let mut index = HashMap::with_capacity(count as usize);
         for i in 0..count {
@@ -275,12 +232,7 @@ impl<'a> Reader<'a> {
                 offset: type_at,
             });
         };
-        Ok(Record {
-            name,
-            dims,
-            ty,
-            offset,
-        })
+        Ok(Record { name, dims, ty, offset })
     }
 
     fn value_type(&mut self, key: &str) -> Result<ValueType, GgufError> {
@@ -366,12 +318,7 @@ impl<'a> Reader<'a> {
         convert: fn([u8; N]) -> T,
     ) -> Result<Vec<T>, GgufError> {
         let bytes = self.take(len as u64 * N as u64, what)?;
-        Ok(bytes
-            .as_chunks::<N>()
-            .0
-            .iter()
-            .map(|bytes| convert(*bytes))
-            .collect())
+        Ok(bytes.as_chunks::<N>().0.iter().map(|bytes| convert(*bytes)).collect())
     }
 
     fn bool(&mut self, key: &str) -> Result<bool, GgufError> {
@@ -392,13 +339,11 @@ impl<'a> Reader<'a> {
         let len = self.count(what)?;
         let offset = self.at as u64;
         let bytes = self.take(len, what)?;
-        std::str::from_utf8(bytes)
-            .map(str::to_owned)
-            .map_err(|_| GgufError::Utf8 {
-                file: self.file.to_owned(),
-                what: what.to_owned(),
-                offset,
-            })
+        std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| GgufError::Utf8 {
+            file: self.file.to_owned(),
+            what: what.to_owned(),
+            offset,
+        })
     }
 
     fn count(&mut self, what: &str) -> Result<u64, GgufError> {

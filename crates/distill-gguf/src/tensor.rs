@@ -101,11 +101,7 @@ impl<'a> TensorView<'a> {
     /// If `values` is not whole rows, or there are not so many.
     pub fn dequantize_rows(&self, first: usize, values: &mut [f32]) -> Result<(), GgufError> {
         let row = self.info.row_elements();
-        assert!(
-            values.len().is_multiple_of(row),
-            "{} values in rows of {row}",
-            values.len()
-        );
+        assert!(values.len().is_multiple_of(row), "{} values in rows of {row}", values.len());
         let rows = values.len() / row;
         let bytes = &self.bytes[first * self.row_bytes()..(first + rows) * self.row_bytes()];
         match self.info.ty {

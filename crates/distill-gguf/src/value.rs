@@ -182,10 +182,7 @@ impl Value {
         match self {
             Self::Array(x) => format!("an array of {} {:?}", x.len(), x.element_type()),
             Self::String(x) if x.chars().count() > 40 => {
-                format!(
-                    "the string \"{}…\"",
-                    x.chars().take(40).collect::<String>().escape_debug()
-                )
+                format!("the string \"{}…\"", x.chars().take(40).collect::<String>().escape_debug())
             }
             Self::String(x) => format!("the string {x:?}"),
             Self::U8(x) => format!("U8 {x}"),

@@ -104,10 +104,7 @@ impl<'a> GgufWriter<'a> {
         })?;
         Ok(Self {
             path: path.to_owned(),
-            temporary: Temporary {
-                path: temporary,
-                keep: false,
-            },
+            temporary: Temporary { path: temporary, keep: false },
             file,
             entries: Vec::new(),
             tensors: Vec::new(),
@@ -120,11 +117,7 @@ impl<'a> GgufWriter<'a> {
     /// `general.alignment` also decides where tensors begin.
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<Value>) -> &mut Self {
         let (key, value) = (key.into(), value.into());
-        match self
-            .entries
-            .iter_mut()
-            .find(|(existing, _)| *existing == key)
-        {
+        match self.entries.iter_mut().find(|(existing, _)| *existing == key) {
             Some(entry) => entry.1 = value,
             None => self.entries.push((key, value)),
         }
@@ -148,24 +141,13 @@ impl<'a> GgufWriter<'a> {
         }
         let shaped = (1..=4).contains(&dims.len()) && !dims.contains(&0);
         let Some(bytes) = ty.tensor_bytes(dims).filter(|_| shaped) else {
-            return Err(GgufError::TensorSize {
-                file,
-                tensor: name,
-                dims: dims.to_vec(),
-                ty,
-            });
+            return Err(GgufError::TensorSize { file, tensor: name, dims: dims.to_vec(), ty });
         };
         if !self.names.insert(name.clone()) {
             return Err(GgufError::DeclaredTwice { file, tensor: name });
         }
         let (dims, source) = (dims.to_vec(), source.into());
-        self.tensors.push(Pending {
-            name,
-            dims,
-            ty,
-            bytes,
-            source,
-        });
+        self.tensors.push(Pending { name, dims, ty, bytes, source });
         Ok(self)
     }
 
@@ -174,14 +156,7 @@ impl<'a> GgufWriter<'a> {
     /// # Errors
     /// If a source fails or gives another number of bytes, or the disk does.
     pub fn finish(self) -> Result<u64, GgufError> {
-        let Self {
-            path,
-            mut temporary,
-            file,
-            entries,
-            tensors,
-            ..
-        } = self;
+        let Self { path, mut temporary, file, entries, tensors, .. } = self;
         let alignment = alignment(&path, &entries)?;
         let header = header(&entries, &tensors, alignment);
         let total = total_bytes(&path, &header, &tensors, alignment)?;
@@ -195,9 +170,7 @@ impl<'a> GgufWriter<'a> {
         for tensor in tensors {
             write_tensor(&mut out, tensor, &path, total, alignment)?;
         }
-        let file = out
-            .into_inner()
-            .map_err(|error| failed("write")(error.into_error()))?;
+        let file = out.into_inner().map_err(|error| failed("write")(error.into_error()))?;
         file.sync_all().map_err(failed("flush"))?;
         drop(file);
         fs::rename(&temporary.path, &path).map_err(failed("rename"))?;
@@ -210,9 +183,7 @@ impl<'a> GgufWriter<'a> {
 /// Makes the new name itself survive a loss of power.
 #[cfg(unix)]
 fn sync_directory(path: &Path) -> io::Result<()> {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
@@ -223,17 +194,10 @@ fn sync_directory(_: &Path) -> io::Result<()> {
 }
 
 fn alignment(path: &Path, entries: &[(String, Value)]) -> Result<u64, GgufError> {
-    match entries
-        .iter()
-        .find(|(key, _)| key == "general.alignment")
-        .map(|(_, value)| value)
-    {
+    match entries.iter().find(|(key, _)| key == "general.alignment").map(|(_, value)| value) {
         None => Ok(DEFAULT_ALIGNMENT),
         Some(&Value::U32(x)) if x.is_power_of_two() && x >= 8 => Ok(x.into()),
-        Some(other) => Err(GgufError::Alignment {
-            file: path.to_owned(),
-            found: other.describe(),
-        }),
+        Some(other) => Err(GgufError::Alignment { file: path.to_owned(), found: other.describe() }),
     }
 }
 
@@ -294,54 +258,28 @@ fn write_tensor(
     total: u64,
     alignment: u64,
 ) -> Result<(), GgufError> {
-    let Pending {
-        name,
-        bytes: expected,
-        source,
-        ..
-    } = tensor;
-    let mut counted = Counted {
-        out,
-        written: 0,
-        limit: expected,
-        failure: None,
-    };
+    let Pending { name, bytes: expected, source, .. } = tensor;
+    let mut counted = Counted { out, written: 0, limit: expected, failure: None };
     let outcome = match source {
         TensorSource::Bytes(bytes) => counted.write_all(&bytes).map_err(Into::into),
         TensorSource::Stream(write) => write(&mut counted),
     };
-    let Counted {
-        written, failure, ..
-    } = counted;
+    let Counted { written, failure, .. } = counted;
     // What the disk said comes first: a source can only report it in its own words.
     match failure {
         Some(Failure::TooLong { found }) => {
             let file = path.to_owned();
-            return Err(GgufError::SourceLength {
-                file,
-                tensor: name,
-                expected,
-                found,
-            });
+            return Err(GgufError::SourceLength { file, tensor: name, expected, found });
         }
         Some(Failure::Io(source)) => return Err(write_error(path, "write", total, source)),
         None => {}
     }
     if let Err(source) = outcome {
-        return Err(GgufError::Source {
-            file: path.to_owned(),
-            tensor: name,
-            source,
-        });
+        return Err(GgufError::Source { file: path.to_owned(), tensor: name, source });
     }
     if written != expected {
         let file = path.to_owned();
-        return Err(GgufError::SourceLength {
-            file,
-            tensor: name,
-            expected,
-            found: written,
-        });
+        return Err(GgufError::SourceLength { file, tensor: name, expected, found: written });
     }
     let padding = expected.next_multiple_of(alignment) - expected;
     io::copy(&mut io::Read::take(io::repeat(0), padding), out)
@@ -391,15 +329,10 @@ impl<W: Write> Write for Counted<'_, W> {
 fn write_error(path: &Path, action: &'static str, total: u64, source: io::Error) -> GgufError {
     let file = path.to_owned();
     match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => GgufError::DiskFull {
-            file,
-            needed: total,
-        },
-        _ => GgufError::Write {
-            file,
-            action,
-            source,
-        },
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            GgufError::DiskFull { file, needed: total }
+        }
+        _ => GgufError::Write { file, action, source },
     }
 }
 
@@ -467,11 +400,7 @@ mod tests {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let taken = bytes.len().min(self.0);
             self.0 -= taken;
-            if taken == 0 {
-                Err(io::ErrorKind::StorageFull.into())
-            } else {
-                Ok(taken)
-            }
+            if taken == 0 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(taken) }
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -488,18 +417,10 @@ mod tests {
                 }
                 Ok(())
             });
-            let pending = Pending {
-                name: "x".into(),
-                dims: vec![35],
-                ty: GgmlType::I8,
-                bytes: 35,
-                source,
-            };
+            let pending =
+                Pending { name: "x".into(), dims: vec![35], ty: GgmlType::I8, bytes: 35, source };
             let outcome = write_tensor(&mut FullAfter(room), pending, Path::new("m"), 64, 32);
-            assert!(
-                matches!(outcome, Err(GgufError::DiskFull { needed: 64, .. })),
-                "{room}"
-            );
+            assert!(matches!(outcome, Err(GgufError::DiskFull { needed: 64, .. })), "{room}");
         }
     }
 }

@@ -90,14 +90,8 @@ fn the_example_is_valid_in_both_versions() {
         let gguf = parse(&bytes).unwrap();
         assert_eq!(gguf.version(), u32::from(version));
         assert_eq!(gguf.metadata().string("name").unwrap(), "täst");
-        assert_eq!(
-            gguf.tensor(&bytes, "w").unwrap().dequantize().unwrap(),
-            vec![0.0; 64]
-        );
-        assert_eq!(
-            gguf.tensor(&bytes, "v").unwrap().dequantize().unwrap(),
-            vec![0.0; 3]
-        );
+        assert_eq!(gguf.tensor(&bytes, "w").unwrap().dequantize().unwrap(), vec![0.0; 64]);
+        assert_eq!(gguf.tensor(&bytes, "v").unwrap().dequantize().unwrap(), vec![0.0; 3]);
     }
 }
 
@@ -109,24 +103,15 @@ fn a_file_cut_at_any_byte_says_so_and_where() {
     for len in 0..bytes.len() {
         let from_memory = parse(&bytes[..len]).unwrap_err();
         assert!(
-            matches!(
-                from_memory,
-                GgufError::Truncated { .. } | GgufError::TensorOutOfFile { .. }
-            ),
+            matches!(from_memory, GgufError::Truncated { .. } | GgufError::TensorOutOfFile { .. }),
             "{len}: {from_memory}"
         );
         let text = from_memory.to_string();
-        assert!(
-            text.starts_with("m.gguf: ") && text.contains(" byte"),
-            "{text}"
-        );
+        assert!(text.starts_with("m.gguf: ") && text.contains(" byte"), "{text}");
 
         std::fs::write(&path, &bytes[..len]).unwrap();
         let from_file = GgufFile::open(&path).unwrap_err().to_string();
-        assert_eq!(
-            from_file,
-            text.replace("m.gguf", &path.display().to_string())
-        );
+        assert_eq!(from_file, text.replace("m.gguf", &path.display().to_string()));
     }
 }
 
@@ -134,15 +119,9 @@ fn a_file_cut_at_any_byte_says_so_and_where() {
 fn what_is_no_gguf_file_is_called_so() {
     let path = Path::new("no-such-directory/m.gguf");
     let error = GgufFile::open(path).unwrap_err().to_string();
-    assert!(
-        error.starts_with("no-such-directory/m.gguf: cannot open the model file: "),
-        "{error}"
-    );
+    assert!(error.starts_with("no-such-directory/m.gguf: cannot open the model file: "), "{error}");
     let directory = tempfile::tempdir().unwrap();
-    assert!(matches!(
-        GgufFile::open(directory.path()),
-        Err(GgufError::NotAFile { .. })
-    ));
+    assert!(matches!(GgufFile::open(directory.path()), Err(GgufError::NotAFile { .. })));
     assert_eq!(
         parse(b"PK\x03\x04rest").unwrap_err().to_string(),
         r#"m.gguf: not a GGUF file: it begins with "PK\x03\x04", expected "GGUF""#
@@ -158,9 +137,7 @@ fn what_is_no_gguf_file_is_called_so() {
 fn other_versions_and_byte_orders_are_refused_by_name() {
     for version in [0, 1, 4, 0xFFFF] {
         let error = Bytes::header(version, 0, 0).error();
-        assert!(error.contains(&format!(
-            "GGUF version {version} at byte 4, expected 2 or 3"
-        )));
+        assert!(error.contains(&format!("GGUF version {version} at byte 4, expected 2 or 3")));
     }
     let error = Bytes::header(3u32.swap_bytes(), 0, 0).error();
     assert!(
@@ -190,33 +167,17 @@ fn absurd_counts_are_refused_before_anything_is_allocated() {
     let huge = [
         (vec![u64::MAX], 0, "cannot have dims"),
         (vec![1 << 32, 1 << 32], 0, "cannot have dims"),
-        (
-            vec![1 << 62],
-            24,
-            "needs 4611686018427387904 bytes at data offset 0",
-        ),
+        (vec![1 << 62], 24, "needs 4611686018427387904 bytes at data offset 0"),
         (vec![33], 2, "rows that are multiples of 32"),
         (vec![576], 14, "rows that are multiples of 256"),
     ];
     for (dims, ty, expected) in huge {
-        let error = Bytes::header(3, 1, 0)
-            .tensor("x", &dims, ty, 0)
-            .data(32, 64)
-            .error();
-        assert!(
-            error.contains(expected) && error.contains("tensor `x`"),
-            "{error}"
-        );
+        let error = Bytes::header(3, 1, 0).tensor("x", &dims, ty, 0).data(32, 64).error();
+        assert!(error.contains(expected) && error.contains("tensor `x`"), "{error}");
     }
     for offset in [64, 1 << 40, u64::MAX - 31] {
-        let error = Bytes::header(3, 1, 0)
-            .tensor("x", &[4], 0, offset)
-            .data(32, 64)
-            .error();
-        assert!(
-            error.contains(&format!("needs 16 bytes at data offset {offset}")),
-            "{error}"
-        );
+        let error = Bytes::header(3, 1, 0).tensor("x", &[4], 0, offset).data(32, 64).error();
+        assert!(error.contains(&format!("needs 16 bytes at data offset {offset}")), "{error}");
     }
 }
 
@@ -237,27 +198,15 @@ fn each_defect_is_named_with_its_place() {
             "the value of key `k` at byte 45 is not valid UTF-8",
         ),
         (
-            Bytes::header(3, 0, 1)
-                .u64(1)
-                .raw(&[0xFF])
-                .u32(0)
-                .raw(&[0; 4]),
+            Bytes::header(3, 0, 1).u64(1).raw(&[0xFF]).u32(0).raw(&[0; 4]),
             "the name of metadata key 0 at byte 32 is not valid UTF-8",
         ),
         (
-            (0..5)
-                .fold(one_key("k", 9), |bytes, _| bytes.u32(9).u64(1))
-                .raw(&[0; 20]),
+            (0..5).fold(one_key("k", 9), |bytes, _| bytes.u32(9).u64(1)).raw(&[0; 20]),
             "metadata key `k` nests arrays more than 4 deep at byte 85",
         ),
         (
-            Bytes::header(3, 0, 2)
-                .string("k")
-                .u32(0)
-                .raw(&[1])
-                .string("k")
-                .u32(0)
-                .raw(&[1]),
+            Bytes::header(3, 0, 2).string("k").u32(0).raw(&[1]).string("k").u32(0).raw(&[1]),
             "metadata key `k` appears again at byte 38",
         ),
         (
@@ -283,9 +232,7 @@ fn each_defect_is_named_with_its_place() {
              them zero",
         ),
         (
-            Bytes::header(3, 1, 0)
-                .tensor("x", &[256], 10, 0)
-                .data(32, 256),
+            Bytes::header(3, 1, 0).tensor("x", &[256], 10, 0).data(32, 256),
             "tensor `x` has the type 10 (Q2_K) at byte 45; supported: F32, F16, BF16, Q4_0, Q4_1, \
              Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K; use another quantisation of this model",
         ),
@@ -294,10 +241,7 @@ fn each_defect_is_named_with_its_place() {
             "tensor `x` begins at data offset 8, expected a multiple of 32",
         ),
         (
-            Bytes::header(3, 2, 0)
-                .tensor("x", &[1], 0, 0)
-                .tensor("x", &[1], 0, 0)
-                .data(32, 64),
+            Bytes::header(3, 2, 0).tensor("x", &[1], 0, 0).tensor("x", &[1], 0, 0).data(32, 64),
             "tensor `x` appears again at byte 57",
         ),
     ];

@@ -6,9 +6,7 @@ use distill_gguf::{Array, GgmlType, GgufError, GgufFile, GgufWriter, TensorSourc
 
 fn names_in(directory: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(directory).unwrap();
-    entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect()
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
 /// One value of every type, and one array of every type.
@@ -41,11 +39,7 @@ fn every_value() -> Vec<(String, Value)> {
         vec![Array::U8(vec![]), Array::U8(vec![1, 2])].into(),
         Vec::<String>::new().into(),
     ];
-    values
-        .into_iter()
-        .enumerate()
-        .map(|(i, value)| (format!("test.{i}"), value))
-        .collect()
+    values.into_iter().enumerate().map(|(i, value)| (format!("test.{i}"), value)).collect()
 }
 
 #[test]
@@ -62,16 +56,12 @@ fn every_value_and_every_tensor_type_comes_back_as_it_was_written() {
         }
         let data = |ty: GgmlType| -> Vec<u8> {
             let bytes = ty.tensor_bytes(&[256, 3]).unwrap();
-            (0..bytes)
-                .map(|i| (i * 7 + u64::from(ty.id())) as u8 & 0x3F)
-                .collect()
+            (0..bytes).map(|i| (i * 7 + u64::from(ty.id())) as u8 & 0x3F).collect()
         };
         for ty in GgmlType::ALL {
             writer.tensor(ty.name(), &[256, 3], ty, data(ty)).unwrap();
         }
-        writer
-            .tensor("odd", &[3, 1, 1, 1], GgmlType::I8, vec![1, 2, 3])
-            .unwrap();
+        writer.tensor("odd", &[3, 1, 1, 1], GgmlType::I8, vec![1, 2, 3]).unwrap();
         let bytes = writer.finish().unwrap();
         assert_eq!(bytes, std::fs::metadata(&path).unwrap().len());
         assert_eq!(names_in(directory.path()), ["model.gguf"]);
@@ -87,10 +77,7 @@ fn every_value_and_every_tensor_type_comes_back_as_it_was_written() {
             assert_eq!(tensor.bytes, data(ty));
             assert_eq!((tensor.rows(), tensor.info.row_elements()), (3, 256));
             assert_eq!(tensor.row(2), &data(ty)[2 * tensor.row_bytes()..]);
-            assert_eq!(
-                tensor.info.range.start as u64 % u64::from(alignment.unwrap_or(32)),
-                0
-            );
+            assert_eq!(tensor.info.range.start as u64 % u64::from(alignment.unwrap_or(32)), 0);
             match tensor.dequantize() {
                 Ok(values) => assert_eq!(values.len(), 768),
                 Err(GgufError::NotDequantizable { ty: found, .. }) => assert_eq!(found, ty),
@@ -116,14 +103,8 @@ fn a_file_of_the_gguf_package_is_read_as_it_was_meant() {
     assert_eq!(metadata.string("general.architecture").unwrap(), "llama");
     assert_eq!(metadata.u32("llama.context_length").unwrap(), 2048);
     assert_eq!(metadata.f32("llama.rope.freq_base").unwrap(), 10000.0);
-    assert_eq!(
-        metadata.strings("tokenizer.ggml.tokens").unwrap(),
-        ["a", "Ġb", "日本"]
-    );
-    assert_eq!(
-        metadata.i32s("tokenizer.ggml.token_type").unwrap(),
-        [1, 3, 4]
-    );
+    assert_eq!(metadata.strings("tokenizer.ggml.tokens").unwrap(), ["a", "Ġb", "日本"]);
+    assert_eq!(metadata.i32s("tokenizer.ggml.token_type").unwrap(), [1, 3, 4]);
     assert!(metadata.bool("tokenizer.ggml.add_bos_token").unwrap());
 
     let ramp: Vec<f32> = (-48..48).map(|x| x as f32).collect();
@@ -161,10 +142,7 @@ fn a_streamed_tensor_equals_the_same_bytes_at_once() {
         }
         Ok(())
     });
-    assert_eq!(
-        write("streamed", pieces),
-        write("whole", data.as_slice().into())
-    );
+    assert_eq!(write("streamed", pieces), write("whole", data.as_slice().into()));
 }
 
 #[test]
@@ -196,10 +174,7 @@ fn a_failed_write_leaves_the_old_file_and_no_partial_one() {
         }
         Ok(())
     });
-    assert!(matches!(
-        fail(stubborn),
-        GgufError::SourceLength { found: 6, .. }
-    ));
+    assert!(matches!(fail(stubborn), GgufError::SourceLength { found: 6, .. }));
     let broken = TensorSource::stream(|_| Err("the checkpoint vanished".into()));
     assert_eq!(
         fail(broken).to_string(),
@@ -214,24 +189,14 @@ fn a_place_that_cannot_be_written_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("missing/model.gguf");
     let error = GgufWriter::create(&path).err().unwrap().to_string();
-    assert!(error.starts_with(&format!(
-        "{}: cannot create the model file: ",
-        path.display()
-    )));
+    assert!(error.starts_with(&format!("{}: cannot create the model file: ", path.display())));
 
     // The name is taken by a directory: found at the rename, and nothing is left.
     let path = directory.path().join("taken");
     std::fs::create_dir(&path).unwrap();
     std::fs::write(path.join("something"), "").unwrap();
-    let error = GgufWriter::create(&path)
-        .unwrap()
-        .finish()
-        .unwrap_err()
-        .to_string();
-    assert!(error.starts_with(&format!(
-        "{}: cannot rename the model file: ",
-        path.display()
-    )));
+    let error = GgufWriter::create(&path).unwrap().finish().unwrap_err().to_string();
+    assert!(error.starts_with(&format!("{}: cannot rename the model file: ", path.display())));
     assert_eq!(names_in(directory.path()), ["taken"]);
 }
 
@@ -241,10 +206,7 @@ fn tensors_that_make_no_sense_are_refused_when_declared() {
     let path = directory.path().join("model.gguf");
     let mut writer = GgufWriter::create(&path).unwrap();
     let mut declare = |name: &str, dims: &[u64], ty| {
-        writer
-            .tensor(name, dims, ty, vec![])
-            .err()
-            .map(|error| error.to_string())
+        writer.tensor(name, dims, ty, vec![]).err().map(|error| error.to_string())
     };
     let shown = path.display();
     assert_eq!(declare("x", &[32], GgmlType::Q4_0), None);
@@ -260,18 +222,11 @@ fn tensors_that_make_no_sense_are_refused_when_declared() {
         )
     );
     for dims in [&[] as &[u64], &[1; 5], &[4, 0], &[u64::MAX, 8]] {
-        assert!(
-            declare("y", dims, GgmlType::F32)
-                .unwrap()
-                .contains("cannot have dims")
-        );
+        assert!(declare("y", dims, GgmlType::F32).unwrap().contains("cannot have dims"));
     }
     assert_eq!(
         declare(&"n".repeat(64), &[1], GgmlType::F32).unwrap(),
-        format!(
-            "{shown}: tensor name `{}` is longer than 63 bytes",
-            "n".repeat(64)
-        )
+        format!("{shown}: tensor name `{}` is longer than 63 bytes", "n".repeat(64))
     );
     // Two tensors whose sizes fit one by one, but not together.
     for name in ["huge", "huger"] {

@@ -48,11 +48,7 @@ pub const fn from_f32(value: f32) -> u16 {
 #[must_use]
 pub const fn from_f32_saturating(value: f32) -> u16 {
     let bits = from_f32(value);
-    if bits & 0x7FFF == 0x7C00 {
-        (bits & 0x8000) | MAX_BITS
-    } else {
-        bits
-    }
+    if bits & 0x7FFF == 0x7C00 { (bits & 0x8000) | MAX_BITS } else { bits }
 }
 
 /// The value of binary16 `bits`, exactly.
@@ -89,11 +85,7 @@ const fn shift_right_to_even(value: u32, shift: u32) -> u32 {
     let floor = value >> shift;
     let rest = value & ((1 << shift) - 1);
     let half = 1 << (shift - 1);
-    if rest > half || (rest == half && floor & 1 == 1) {
-        floor + 1
-    } else {
-        floor
-    }
+    if rest > half || (rest == half && floor & 1 == 1) { floor + 1 } else { floor }
 }
 
 #[cfg(test)]
@@ -144,11 +136,7 @@ mod tests {
             let low = to_f32(bits);
             // The neighbour above, by the formula where it exists; above 65504 the next step
             // would be 65536, and reaching it means infinity.
-            let high = if bits == MAX_BITS {
-                65536.0
-            } else {
-                to_f32(bits + 1)
-            };
+            let high = if bits == MAX_BITS { 65536.0 } else { to_f32(bits + 1) };
             let halfway = ((f64::from(low) + f64::from(high)) / 2.0) as f32;
             let even = if bits & 1 == 0 { bits } else { bits + 1 };
             for sign in [0, 0x8000] {

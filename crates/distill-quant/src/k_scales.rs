@@ -10,10 +10,7 @@ pub(crate) fn scale_and_min(packed: &[u8; 12], j: usize) -> (u8, u8) {
         (packed[j] & 63, packed[j + 4] & 63)
     } else {
         let low = packed[j + 4];
-        (
-            (low & 15) | (packed[j - 4] >> 6) << 4,
-            (low >> 4) | (packed[j] >> 6) << 4,
-        )
+        ((low & 15) | (packed[j - 4] >> 6) << 4, (low >> 4) | (packed[j] >> 6) << 4)
     }
 }
 

@@ -63,10 +63,7 @@ impl BlockQ4_0 {
     #[must_use]
     pub fn quantize(block: &[f32; BLOCK]) -> Self {
         let Some((d, reciprocal)) = scale(block) else {
-            return Self {
-                d: 0,
-                qs: [ZERO_CODE | ZERO_CODE << 4; 16],
-            };
+            return Self { d: 0, qs: [ZERO_CODE | ZERO_CODE << 4; 16] };
         };
         // For positions ≥ 0 a cast to an integer is the floor; below, both end at code 0.
         let code = |x: f32| (position(x, reciprocal) as i32).clamp(0, 15) as u8;
@@ -88,21 +85,14 @@ impl BlockQ4_0 {
     /// If `i >= 32`.
     #[must_use]
     pub const fn code(&self, i: usize) -> u8 {
-        if i < 16 {
-            self.qs[i] & 0x0F
-        } else {
-            self.qs[i - 16] >> 4
-        }
+        if i < 16 { self.qs[i] & 0x0F } else { self.qs[i - 16] >> 4 }
     }
 
     /// Reads a block from its bytes in a file.
     #[must_use]
     pub fn from_bytes(bytes: &[u8; BYTES]) -> Self {
         let (d, qs) = bytes.split_at(2);
-        Self {
-            d: u16::from_le_bytes([d[0], d[1]]),
-            qs: core::array::from_fn(|j| qs[j]),
-        }
+        Self { d: u16::from_le_bytes([d[0], d[1]]), qs: core::array::from_fn(|j| qs[j]) }
     }
 
     /// The block's bytes in a file.
@@ -145,12 +135,7 @@ pub fn dequantize(bytes: &[u8], values: &mut [f32]) {
 /// If `values` is not whole blocks or `out` is of another length.
 pub fn fake_quantize(values: &[f32], out: &mut [f32]) {
     crate::assert_rows(values, out);
-    for (block, out) in values
-        .as_chunks::<BLOCK>()
-        .0
-        .iter()
-        .zip(out.as_chunks_mut::<BLOCK>().0)
-    {
+    for (block, out) in values.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
         *out = BlockQ4_0::quantize(block).dequantize();
     }
 }
@@ -162,21 +147,12 @@ pub fn fake_quantize(values: &[f32], out: &mut [f32]) {
 /// If `values` is not whole blocks or `mask` is of another length.
 pub fn straight_through_mask(values: &[f32], mask: &mut [f32]) {
     crate::assert_rows(values, mask);
-    for (block, mask) in values
-        .as_chunks::<BLOCK>()
-        .0
-        .iter()
-        .zip(mask.as_chunks_mut::<BLOCK>().0)
-    {
+    for (block, mask) in values.as_chunks::<BLOCK>().0.iter().zip(mask.as_chunks_mut::<BLOCK>().0) {
         *mask = match scale(block) {
             None => [1.0; BLOCK],
-            Some((_, reciprocal)) => block.map(|x| {
-                if position(x, reciprocal) < 16.0 {
-                    1.0
-                } else {
-                    0.0
-                }
-            }),
+            Some((_, reciprocal)) => {
+                block.map(|x| if position(x, reciprocal) < 16.0 { 1.0 } else { 0.0 })
+            }
         };
     }
 }
@@ -198,15 +174,7 @@ mod tests {
     fn golden_block_by_hand() {
         // m = −8, so d = 1 and every integer is its own value; 0.5 rounds up, −0.5 up to 0,
         // 7.4 down to 7, and 7.6 would be 8 but is clamped to 7.
-        let x = [
-            (0, -8.0),
-            (1, 0.5),
-            (2, -0.5),
-            (3, 7.4),
-            (4, 7.6),
-            (16, 3.0),
-            (31, -7.0),
-        ];
+        let x = [(0, -8.0), (1, 0.5), (2, -0.5), (3, 7.4), (4, 7.6), (16, 3.0), (31, -7.0)];
         let block = BlockQ4_0::quantize(&block_with(&x));
         assert_eq!(block.d, 0x3C00);
         assert_eq!(block.qs[0], 0xB0); // −8 → 0, and element 16: 3 → 11
@@ -238,13 +206,7 @@ mod tests {
         for zero in [0.0f32, -0.0, 1e-9, -1e-9, 2f32.powi(-22)] {
             // |m| / 8 ≤ 2⁻²⁵ rounds to an f16 zero.
             let block = BlockQ4_0::quantize(&[zero; BLOCK]);
-            assert_eq!(
-                block,
-                BlockQ4_0 {
-                    d: 0,
-                    qs: [0x88; 16]
-                }
-            );
+            assert_eq!(block, BlockQ4_0 { d: 0, qs: [0x88; 16] });
             assert!(block.dequantize().iter().all(|x| x.to_bits() == 0));
         }
         let mut mask = [0.0; BLOCK];

@@ -35,11 +35,7 @@ fn unrounded_scale(block: &[f32; BLOCK]) -> f32 {
     let mut largest = 0.0f32;
     for x in block {
         let magnitude = x.abs();
-        largest = if magnitude > largest {
-            magnitude
-        } else {
-            largest
-        };
+        largest = if magnitude > largest { magnitude } else { largest };
     }
     largest / 127.0
 }
@@ -60,17 +56,11 @@ impl BlockQ8_0 {
         let d32 = unrounded_scale(block);
         let d = f16::from_f32_saturating(d32);
         if d == 0 {
-            return Self {
-                d: 0,
-                qs: [0; BLOCK],
-            };
+            return Self { d: 0, qs: [0; BLOCK] };
         }
         let saturated = f16::from_f32(d32) > f16::MAX_BITS;
         let reciprocal = 1.0 / if saturated { f16::to_f32(d) } else { d32 };
-        Self {
-            d,
-            qs: block.map(|x| code(x, reciprocal)),
-        }
+        Self { d, qs: block.map(|x| code(x, reciprocal)) }
     }
 
     /// The 32 values that the codes stand for.
@@ -93,10 +83,7 @@ impl BlockQ8_0 {
     #[must_use]
     pub fn from_bytes(bytes: &[u8; BYTES]) -> Self {
         let (d, qs) = bytes.split_at(2);
-        Self {
-            d: u16::from_le_bytes([d[0], d[1]]),
-            qs: core::array::from_fn(|i| qs[i] as i8),
-        }
+        Self { d: u16::from_le_bytes([d[0], d[1]]), qs: core::array::from_fn(|i| qs[i] as i8) }
     }
 
     /// The block's bytes in a file.
@@ -141,12 +128,7 @@ pub fn dequantize(bytes: &[u8], values: &mut [f32]) {
 /// If `values` is not whole blocks or `out` is of another length.
 pub fn fake_quantize(values: &[f32], out: &mut [f32]) {
     crate::assert_rows(values, out);
-    for (block, out) in values
-        .as_chunks::<BLOCK>()
-        .0
-        .iter()
-        .zip(out.as_chunks_mut::<BLOCK>().0)
-    {
+    for (block, out) in values.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
         *out = BlockQ8_0::quantize(block).dequantize();
     }
 }
@@ -178,12 +160,7 @@ pub fn quantize_activation(block: &[f32; BLOCK]) -> (f32, [i8; BLOCK]) {
 /// If `values` is not whole blocks or `out` is of another length.
 pub fn fake_quantize_activation(values: &[f32], out: &mut [f32]) {
     crate::assert_rows(values, out);
-    for (block, out) in values
-        .as_chunks::<BLOCK>()
-        .0
-        .iter()
-        .zip(out.as_chunks_mut::<BLOCK>().0)
-    {
+    for (block, out) in values.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
         let (d, codes) = quantize_activation(block);
         *out = codes.map(|code| f32::from(code) * d);
     }
@@ -205,14 +182,7 @@ mod tests {
     #[test]
     fn golden_block_by_hand() {
         // absmax 127, so d = 1; halves go to the even neighbour.
-        let x = [
-            (0, 127.0),
-            (1, 0.5),
-            (2, 1.5),
-            (3, -2.5),
-            (4, -127.0),
-            (31, 63.4),
-        ];
+        let x = [(0, 127.0), (1, 0.5), (2, 1.5), (3, -2.5), (4, -127.0), (31, 63.4)];
         let block = BlockQ8_0::quantize(&block_with(&x));
         assert_eq!(block.d, 0x3C00);
         assert_eq!(&block.qs[..6], &[127, 0, 2, -2, -127, 0]);
@@ -225,13 +195,7 @@ mod tests {
     fn all_zero_block_dequantizes_to_positive_zeros() {
         for zero in [0.0f32, -0.0, 1e-9, -1e-9, 127.0 * 2f32.powi(-25)] {
             let block = BlockQ8_0::quantize(&[zero; BLOCK]);
-            assert_eq!(
-                block,
-                BlockQ8_0 {
-                    d: 0,
-                    qs: [0; BLOCK]
-                }
-            );
+            assert_eq!(block, BlockQ8_0 { d: 0, qs: [0; BLOCK] });
             assert!(block.dequantize().iter().all(|x| x.to_bits() == 0));
         }
     }

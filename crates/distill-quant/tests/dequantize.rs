@@ -5,19 +5,12 @@ use std::path::Path;
 use distill_quant::{bf16, f16, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
 
 fn fixture(name: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 fn floats(name: &str) -> Vec<f32> {
-    fixture(name)
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|x| f32::from_le_bytes(*x))
-        .collect()
+    fixture(name).as_chunks::<4>().0.iter().map(|x| f32::from_le_bytes(*x)).collect()
 }
 
 fn check(name: &str, dequantize: fn(&[u8], &mut [f32])) {
@@ -26,10 +19,7 @@ fn check(name: &str, dequantize: fn(&[u8], &mut [f32])) {
     let mut values = vec![f32::NAN; expected.len()];
     dequantize(&bytes, &mut values);
     for (i, (got, want)) in values.iter().zip(&expected).enumerate() {
-        assert!(
-            got == want,
-            "{name}, element {i}: {got:e}, expected {want:e}"
-        );
+        assert!(got == want, "{name}, element {i}: {got:e}, expected {want:e}");
     }
 }
 

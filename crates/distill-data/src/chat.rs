@@ -32,10 +32,7 @@ impl Message {
     /// A turn.
     #[must_use]
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self {
-            role: role.into(),
-            content: content.into(),
-        }
+        Self { role: role.into(), content: content.into() }
     }
 }
 
@@ -81,15 +78,13 @@ pub fn render_chat_at(
         tools => Value::from(()),
         documents => Value::from(()),
     };
-    environment
-        .render_named_str("chat template", template, context)
-        .map_err(|error| {
-            let detail = error.detail().map(str::to_owned);
-            DataError::ChatTemplate {
-                line: error.line().unwrap_or(0),
-                reason: detail.unwrap_or_else(|| error.kind().to_string()),
-            }
-        })
+    environment.render_named_str("chat template", template, context).map_err(|error| {
+        let detail = error.detail().map(str::to_owned);
+        DataError::ChatTemplate {
+            line: error.line().unwrap_or(0),
+            reason: detail.unwrap_or_else(|| error.kind().to_string()),
+        }
+    })
 }
 
 fn environment(unix_seconds: u64) -> Environment<'static> {
@@ -103,9 +98,8 @@ fn environment(unix_seconds: u64) -> Environment<'static> {
     environment.set_fuel(Some(FUEL));
     environment.add_filter("tojson", python::to_json);
     environment.add_function("raise_exception", raise_exception);
-    environment.add_function("strftime_now", move |format: &str| {
-        clock::strftime(format, unix_seconds)
-    });
+    environment
+        .add_function("strftime_now", move |format: &str| clock::strftime(format, unix_seconds));
     environment
 }
 

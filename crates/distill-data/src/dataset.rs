@@ -115,10 +115,7 @@ impl Dataset {
         }
         if stream.read.documents == 0 {
             let first = sources[0].path().to_path_buf();
-            return Err(DataError::NoText {
-                files: sources.len(),
-                first,
-            });
+            return Err(DataError::NoText { files: sources.len(), first });
         }
         stream.split(options, tokenizer.pad().unwrap_or(eos))
     }
@@ -127,10 +124,7 @@ impl Dataset {
 fn check(options: &PackingOptions) -> Result<(), DataError> {
     let (value, fraction) = (options.sequence_length, options.held_out_fraction);
     if !(2..=MAX_SEQUENCE_LENGTH).contains(&value) {
-        return Err(DataError::SequenceLength {
-            value,
-            limit: MAX_SEQUENCE_LENGTH,
-        });
+        return Err(DataError::SequenceLength { value, limit: MAX_SEQUENCE_LENGTH });
     }
     if !(0.0..1.0).contains(&fraction) {
         return Err(DataError::HeldOutFraction { fraction });
@@ -178,12 +172,7 @@ impl Stream {
     }
 
     fn document(&self, index: usize) -> Range<usize> {
-        self.starts[index]
-            ..self
-                .starts
-                .get(index + 1)
-                .copied()
-                .unwrap_or(self.tokens.len())
+        self.starts[index]..self.starts.get(index + 1).copied().unwrap_or(self.tokens.len())
     }
 
     fn split(self, options: &PackingOptions, pad: u32) -> Result<Dataset, DataError> {
@@ -205,12 +194,7 @@ impl Stream {
                 fraction: options.held_out_fraction,
             });
         }
-        Ok(Dataset {
-            train,
-            held_out,
-            rule,
-            read,
-        })
+        Ok(Dataset { train, held_out, rule, read })
     }
 
     /// The ranges of `tokens` to hold out, ascending and apart from each other.
@@ -224,8 +208,7 @@ impl Stream {
         if let Some(ranges) = self.choose_documents(options) {
             return Ok((SplitRule::Documents, ranges));
         }
-        self.choose_blocks(options)
-            .map(|ranges| (SplitRule::Blocks, ranges))
+        self.choose_blocks(options).map(|ranges| (SplitRule::Blocks, ranges))
     }
 
     /// Whole documents whose tokens make up between half and all of the fraction, if possible.
@@ -250,12 +233,7 @@ impl Stream {
             return None;
         }
         chosen.sort_unstable();
-        Some(
-            chosen
-                .into_iter()
-                .map(|index| self.document(index))
-                .collect(),
-        )
+        Some(chosen.into_iter().map(|index| self.document(index)).collect())
     }
 
     /// Documents with the same tokens, together; groups in the order of their first document.
@@ -332,10 +310,169 @@ fn append((tokens, starts): &mut Side, stream: &Stream, range: Range<usize>) {
     starts.push(offset);
     let inside = stream.starts.partition_point(|&start| start <= range.start)
         ..stream.starts.partition_point(|&start| start < range.end);
-    starts.extend(
-        stream.starts[inside]
-            .iter()
-            .map(|start| start - range.start + offset),
-    );
+    starts.extend(stream.starts[inside].iter().map(|start| start - range.start + offset));
     tokens.extend_from_slice(&stream.tokens[range]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const EOS: u32 = 0;
+
+    /// Documents of the given lengths in which no token but the last comes twice.
+    fn stream(lengths: &[usize]) -> Stream {
+        let mut stream = Stream::default();
+        let mut next = 1;
+        for &length in lengths {
+            stream.push((next..next + length as u32).collect(), EOS);
+            next += length as u32;
+        }
+        stream.read = Progress { documents: lengths.len(), bytes: 0, tokens: stream.tokens.len() };
+        stream
+    }
+
+    fn split(lengths: &[usize], options: &PackingOptions) -> Result<Dataset, DataError> {
+        stream(lengths).split(options, EOS)
+    }
+
+    fn options(sequence_length: usize, held_out_fraction: f64, seed: u64) -> PackingOptions {
+        PackingOptions { sequence_length, held_out_fraction, seed }
+    }
+
+    /// The tokens of a split, without end and padding, in order; each with whether it is an
+    /// input or a counted label.
+    fn seen(split: &Split) -> (Vec<u32>, Vec<u32>) {
+        let batch = split.batch(&(0..split.len()).collect::<Vec<_>>());
+        let labels = batch.labels.iter().zip(&batch.loss_mask).filter(|(_, mask)| **mask);
+        let real = |token: &u32| *token != EOS;
+        (
+            batch.input_ids.into_iter().filter(real).collect(),
+            labels.map(|(&label, _)| label).filter(real).collect(),
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn no_token_is_in_both_splits_and_none_is_lost(
+            lengths in proptest::collection::vec(1_usize..30, 1..60),
+            length in 2_usize..10,
+            fraction in 0.02_f64..0.5,
+            seed: u64,
+        ) {
+            let Ok(dataset) = split(&lengths, &options(length, fraction, seed)) else {
+                // Too little for two splits.
+                prop_assume!(false);
+                unreachable!();
+            };
+            let (train, train_labels) = seen(&dataset.train);
+            let (held_out, held_out_labels) = seen(&dataset.held_out);
+            let mut all: Vec<u32> = train.iter().chain(&held_out).copied().collect();
+            all.sort_unstable();
+            let total: usize = lengths.iter().sum();
+            // A split may leave out a last token that has no label.
+            prop_assert!(all.len() >= total - 2);
+            all.dedup();
+            prop_assert!(all.len() >= total - 2, "a token is in both splits");
+            // Labels are inputs of the same split, and each input's successor.
+            prop_assert!(train_labels.iter().all(|label| train.contains(label)));
+            prop_assert!(held_out_labels.iter().all(|label| held_out.contains(label)));
+            if dataset.rule == SplitRule::Documents {
+                prop_assert_eq!(
+                    dataset.train.documents() + dataset.held_out.documents(),
+                    lengths.len()
+                );
+                let held = dataset.held_out.tokens() as f64;
+                let target = fraction * dataset.read.tokens as f64;
+                prop_assert!(held <= target + 0.5 && held >= target / 2.0 - 0.5);
+            }
+            let again = split(&lengths, &options(length, fraction, seed)).unwrap();
+            prop_assert_eq!(again.train.fingerprint(), dataset.train.fingerprint());
+            prop_assert_eq!(again.held_out.fingerprint(), dataset.held_out.fingerprint());
+        }
+    }
+
+    #[test]
+    fn many_documents_are_held_out_whole() {
+        let dataset = split(&[9; 100], &options(16, 0.1, 5)).unwrap();
+        assert_eq!(dataset.rule, SplitRule::Documents);
+        assert_eq!((dataset.train.documents(), dataset.held_out.documents()), (90, 10));
+        // Every held-out document begins where one of the originals does.
+        let (held_out, _) = seen(&dataset.held_out);
+        assert!(held_out.chunks(9).all(|document| document[0] % 9 == 1));
+        let other = split(&[9; 100], &options(16, 0.1, 6)).unwrap();
+        assert_ne!(other.held_out.fingerprint(), dataset.held_out.fingerprint());
+    }
+
+    #[test]
+    fn one_long_document_is_held_out_in_blocks_all_over_it() {
+        let dataset = split(&[10_000], &options(10, 0.05, 1)).unwrap();
+        assert_eq!(dataset.rule, SplitRule::Blocks);
+        assert_eq!(dataset.held_out.len(), 50);
+        assert_eq!(dataset.held_out.documents(), MAX_BLOCKS);
+        let (held_out, _) = seen(&dataset.held_out);
+        for eighth in 0..8 {
+            let part = eighth * 1250..(eighth + 1) * 1250 + 100;
+            assert!(held_out.iter().any(|token| part.contains(token)), "nothing from {part:?}");
+        }
+    }
+
+    #[test]
+    fn a_block_of_one_document_ends_without_a_label_across_the_cut() {
+        let dataset = split(&[40], &options(10, 0.25, 3)).unwrap();
+        let (held_out, labels) = seen(&dataset.held_out);
+        assert_eq!((held_out.len(), labels.len()), (10, 9));
+        let batch = dataset.train.batch(&(0..dataset.train.len()).collect::<Vec<_>>());
+        for (input, (label, mask)) in
+            batch.input_ids.iter().zip(batch.labels.iter().zip(&batch.loss_mask))
+        {
+            assert!(!mask || *label == input + 1 || *label == EOS, "{input} → {label}");
+        }
+    }
+
+    #[test]
+    fn documents_with_the_same_tokens_stay_on_one_side() {
+        let mut stream = Stream::default();
+        for copy in 0..200_u32 {
+            let first = 10 * (copy % 25) + 1;
+            stream.push((first..first + 6).collect(), EOS);
+        }
+        let dataset = stream.split(&options(8, 0.2, 9), EOS).unwrap();
+        assert_eq!(dataset.rule, SplitRule::Documents);
+        let (train, _) = seen(&dataset.train);
+        let (held_out, _) = seen(&dataset.held_out);
+        assert!(held_out.iter().all(|token| !train.contains(token)));
+    }
+
+    #[test]
+    fn one_dominating_document_does_not_keep_text_from_being_held_out() {
+        let mut lengths = vec![2; 30];
+        lengths.push(5000);
+        let dataset = split(&lengths, &options(10, 0.1, 0)).unwrap();
+        assert_eq!(dataset.rule, SplitRule::Blocks);
+        assert_eq!(dataset.held_out.len(), 51);
+    }
+
+    #[test]
+    fn nothing_is_held_out_of_a_fraction_of_zero() {
+        let dataset = split(&[50; 30], &options(10, 0.0, 0)).unwrap();
+        assert_eq!((dataset.rule, dataset.held_out.len()), (SplitRule::None, 0));
+        assert_eq!(dataset.train.tokens(), 30 * 51);
+    }
+
+    #[test]
+    fn data_that_cannot_be_split_says_so() {
+        let cases = [
+            (vec![5], options(10, 0.1, 0), "1 sequence(s) of 10 tokens cannot be split"),
+            (vec![5], options(1, 0.1, 0), "sequence_length = 1: expected 2"),
+            (vec![5], options(10, 1.0, 0), "held_out = 1: expected a fraction"),
+            (vec![5], options(10, f64::NAN, 0), "held_out = NaN"),
+            (vec![0], options(10, 0.0, 0), "no position to learn from"),
+        ];
+        for (lengths, options, expected) in cases {
+            let error = check(&options).and_then(|()| split(&lengths, &options)).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
 }

@@ -349,17 +349,9 @@ impl std::fmt::Display for Place {
 /// At most a dozen names, quoted: hostile files can hold any number of them.
 fn list(names: &[String]) -> String {
     const SHOWN: usize = 12;
-    let mut shown: Vec<String> = names
-        .iter()
-        .take(SHOWN)
-        .map(|name| format!("{name:?}"))
-        .collect();
+    let mut shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("{name:?}")).collect();
     if names.len() > SHOWN {
         shown.push(format!("… ({} in all)", names.len()));
     }
-    if shown.is_empty() {
-        "(none)".into()
-    } else {
-        shown.join(", ")
-    }
+    if shown.is_empty() { "(none)".into() } else { shown.join(", ") }
 }

@@ -25,10 +25,7 @@ pub fn preview(tokenizer: &TextTokenizer, sequence: &Sequence) -> String {
     let mut start = 0;
     while start < positions {
         let document = sequence.document_ids[start];
-        let length = sequence.document_ids[start..]
-            .iter()
-            .take_while(|&&d| d == document)
-            .count();
+        let length = sequence.document_ids[start..].iter().take_while(|&&d| d == document).count();
         document_lines(tokenizer, sequence, start..start + length, &mut text);
         start += length;
     }
@@ -44,10 +41,7 @@ fn document_lines(
     positions: std::ops::Range<usize>,
     text: &mut String,
 ) {
-    let counted = sequence.loss_mask[positions.clone()]
-        .iter()
-        .filter(|&&counts| counts)
-        .count();
+    let counted = sequence.loss_mask[positions.clone()].iter().filter(|&&counts| counts).count();
     let _ = writeln!(
         text,
         "document {} · positions {}–{} · {counted} of {} counted",
@@ -60,11 +54,7 @@ fn document_lines(
     let mut columns = line.len();
     for position in positions {
         let token = escape(&tokenizer.decode(&sequence.input_ids[position..=position]));
-        let token = if sequence.loss_mask[position] {
-            token
-        } else {
-            format!("[{token}]")
-        };
+        let token = if sequence.loss_mask[position] { token } else { format!("[{token}]") };
         let width = token.chars().count() + 1;
         if columns > 3 && columns + width > WIDTH {
             let _ = writeln!(text, "{line}");

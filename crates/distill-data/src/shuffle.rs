@@ -18,12 +18,8 @@ impl SplitMix64 {
     /// The generator of `seed`; different `stream`s (epochs, purposes) of one seed are unrelated.
     pub(crate) fn new(seed: u64, stream: u64) -> Self {
         let mut of_seed = Self { state: seed };
-        let mut of_stream = Self {
-            state: of_seed.next() ^ stream,
-        };
-        Self {
-            state: of_stream.next(),
-        }
+        let mut of_stream = Self { state: of_seed.next() ^ stream };
+        Self { state: of_stream.next() }
     }
 
     fn next(&mut self) -> u64 {
@@ -93,9 +89,7 @@ mod tests {
     fn every_order_of_three_is_equally_likely() {
         let mut counts = std::collections::BTreeMap::<Vec<u32>, u32>::new();
         for seed in 0..6000 {
-            *counts
-                .entry(SplitMix64::new(seed, 0).permutation(3))
-                .or_default() += 1;
+            *counts.entry(SplitMix64::new(seed, 0).permutation(3)).or_default() += 1;
         }
         assert_eq!(counts.len(), 6);
         // 1000 expected, standard deviation 29: six of them either way.
@@ -106,17 +100,8 @@ mod tests {
 
     #[test]
     fn the_order_is_pinned_so_that_old_runs_can_be_resumed() {
-        assert_eq!(
-            SplitMix64::new(42, 0).permutation(8),
-            SplitMix64::new(42, 0).permutation(8)
-        );
-        assert_ne!(
-            SplitMix64::new(42, 0).permutation(64),
-            SplitMix64::new(42, 1).permutation(64)
-        );
-        assert_ne!(
-            SplitMix64::new(42, 0).permutation(64),
-            SplitMix64::new(43, 0).permutation(64)
-        );
+        assert_eq!(SplitMix64::new(42, 0).permutation(8), SplitMix64::new(42, 0).permutation(8));
+        assert_ne!(SplitMix64::new(42, 0).permutation(64), SplitMix64::new(42, 1).permutation(64));
+        assert_ne!(SplitMix64::new(42, 0).permutation(64), SplitMix64::new(43, 0).permutation(64));
     }
 }

@@ -48,10 +48,7 @@ pub struct SourceOptions {
 impl Default for SourceOptions {
     /// The field `text`; text files are one document each.
     fn default() -> Self {
-        Self {
-            text_field: "text".into(),
-            document_separator: None,
-        }
+        Self { text_field: "text".into(), document_separator: None }
     }
 }
 
@@ -71,25 +68,19 @@ impl Source {
             return Err(DataError::EmptySeparator);
         }
         let files = paths::expand(spec)?;
-        files
-            .into_iter()
-            .map(|path| Self::from_path(path, options))
-            .collect()
+        files.into_iter().map(|path| Self::from_path(path, options)).collect()
     }
 
     fn from_path(path: PathBuf, options: &SourceOptions) -> Result<Self, DataError> {
         let field = options.text_field.clone();
         match Format::of(&path) {
-            Some(Format::Text | Format::Prose) => Ok(Self::Text {
-                path,
-                document_separator: options.document_separator.clone(),
-            }),
+            Some(Format::Text | Format::Prose) => {
+                Ok(Self::Text { path, document_separator: options.document_separator.clone() })
+            }
             Some(Format::Jsonl) => Ok(Self::Jsonl { path, field }),
             Some(Format::Parquet) => Ok(Self::Parquet { path, field }),
             None => {
-                let extension = path
-                    .extension()
-                    .map(|e| format!(".{}", e.to_string_lossy()));
+                let extension = path.extension().map(|e| format!(".{}", e.to_string_lossy()));
                 let found = extension.unwrap_or_else(|| "no extension".into());
                 Err(DataError::UnknownFormat { path, found })
             }
@@ -106,10 +97,9 @@ impl Source {
 
     fn open(&self) -> Result<Documents, DataError> {
         Ok(match self {
-            Self::Text {
-                path,
-                document_separator,
-            } => Box::new(text::TextFile::open(path, document_separator.as_deref())?),
+            Self::Text { path, document_separator } => {
+                Box::new(text::TextFile::open(path, document_separator.as_deref())?)
+            }
             Self::Jsonl { path, field } => Box::new(jsonl::JsonlFile::open(path, field)?),
             Self::Parquet { path, field } => Box::new(parquet::ParquetFile::open(path, field)?),
         })
@@ -181,13 +171,7 @@ impl Format {
 /// Opens a regular file.
 fn open_file(path: &Path) -> Result<std::fs::File, DataError> {
     std::fs::File::open(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => DataError::NotFound {
-            path: path.to_path_buf(),
-        },
-        _ => DataError::Io {
-            path: path.to_path_buf(),
-            action: "open",
-            source,
-        },
+        std::io::ErrorKind::NotFound => DataError::NotFound { path: path.to_path_buf() },
+        _ => DataError::Io { path: path.to_path_buf(), action: "open", source },
     })
 }

@@ -71,10 +71,7 @@ impl TextTokenizer {
         let encoding = self
             .inner
             .encode_fast(text, add_special)
-            .map_err(|source| DataError::Tokenizer {
-                action: "encode a text",
-                source,
-            })?;
+            .map_err(|source| DataError::Tokenizer { action: "encode a text", source })?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -91,14 +88,8 @@ impl TextTokenizer {
         let encodings = self
             .inner
             .encode_batch_fast(texts, add_special)
-            .map_err(|source| DataError::Tokenizer {
-                action: "encode a text",
-                source,
-            })?;
-        Ok(encodings
-            .iter()
-            .map(|encoding| encoding.get_ids().to_vec())
-            .collect())
+            .map_err(|source| DataError::Tokenizer { action: "encode a text", source })?;
+        Ok(encodings.iter().map(|encoding| encoding.get_ids().to_vec()).collect())
     }
 
     /// The text of `ids`, special tokens included as they are spelt; ids outside the vocabulary
@@ -107,9 +98,7 @@ impl TextTokenizer {
     pub fn decode(&self, ids: &[u32]) -> String {
         self.inner.decode(ids, false).unwrap_or_else(|_| {
             // Only decoders of other families can fail; the bare tokens still say what is there.
-            ids.iter()
-                .filter_map(|&id| self.inner.id_to_token(id))
-                .collect()
+            ids.iter().filter_map(|&id| self.inner.id_to_token(id)).collect()
         })
     }
 

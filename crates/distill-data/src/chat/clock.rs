@@ -16,15 +16,8 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-const WEEKDAYS: [&str; 7] = [
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-    "Sunday",
-];
+const WEEKDAYS: [&str; 7] =
+    ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 
 /// `format` filled in with a time in seconds since 1970.
 pub(super) fn strftime(format: &str, unix_seconds: u64) -> Result<String, Error> {
@@ -100,11 +93,7 @@ impl Date {
     }
 
     fn directive(&self, directive: char) -> Result<String, Error> {
-        let hour_of_twelve = if self.hour % 12 == 0 {
-            12
-        } else {
-            self.hour % 12
-        };
+        let hour_of_twelve = if self.hour % 12 == 0 { 12 } else { self.hour % 12 };
         Ok(match directive {
             'Y' => self.year.to_string(),
             'y' => format!("{:02}", self.year % 100),
@@ -164,19 +153,13 @@ mod tests {
             (4_107_542_400, "Mon 01 Mar 2100 00:00:00 060"),
         ];
         for (seconds, expected) in cases {
-            assert_eq!(
-                strftime("%a %d %b %Y %H:%M:%S %j", seconds).unwrap(),
-                expected
-            );
+            assert_eq!(strftime("%a %d %b %Y %H:%M:%S %j", seconds).unwrap(), expected);
         }
     }
 
     #[test]
     fn padding_can_be_left_out() {
-        assert_eq!(
-            strftime("%-d %B, %I %p 100%%", 0).unwrap(),
-            "1 January, 12 AM 100%"
-        );
+        assert_eq!(strftime("%-d %B, %I %p 100%%", 0).unwrap(), "1 January, 12 AM 100%");
     }
 
     #[test]

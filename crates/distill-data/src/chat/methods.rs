@@ -10,7 +10,7 @@ pub(super) fn call(_: &State, value: &Value, method: &str, args: &[Value]) -> Re
     }
     match value.kind() {
         ValueKind::Map => dictionary(value, method, args),
-        ValueKind::Seq => list(value, method, args),
+        ValueKind::Seq | ValueKind::Iterable => list(value, method, args),
         _ => Err(unknown()),
     }
 }
@@ -87,26 +87,15 @@ fn characters_before(text: &str, offset: Option<usize>) -> i64 {
 fn strip<'a>(text: &'a str, args: &[Value], start: bool, end: bool) -> Result<&'a str, Error> {
     let (set,): (Option<&str>,) = from_args(args)?;
     let unwanted = |c: char| set.map_or_else(|| c.is_whitespace(), |set| set.contains(c));
-    let text = if start {
-        text.trim_start_matches(unwanted)
-    } else {
-        text
-    };
-    Ok(if end {
-        text.trim_end_matches(unwanted)
-    } else {
-        text
-    })
+    let text = if start { text.trim_start_matches(unwanted) } else { text };
+    Ok(if end { text.trim_end_matches(unwanted) } else { text })
 }
 
 /// Separator and the largest number of cuts.
 fn cuts(args: &[Value]) -> Result<(Option<&str>, usize), Error> {
     let (separator, limit): (Option<&str>, Option<i64>) = from_args(args)?;
     if separator == Some("") {
-        return Err(Error::new(
-            ErrorKind::InvalidOperation,
-            "split: the separator is empty",
-        ));
+        return Err(Error::new(ErrorKind::InvalidOperation, "split: the separator is empty"));
     }
     let limit = limit.and_then(|limit| usize::try_from(limit).ok());
     Ok((separator, limit.unwrap_or(usize::MAX)))
@@ -128,10 +117,7 @@ fn split(text: &str, args: &[Value]) -> Result<Value, Error> {
         }
         return Ok(parts.into());
     };
-    Ok(text
-        .splitn(limit.saturating_add(1), separator)
-        .map(Value::from)
-        .collect())
+    Ok(text.splitn(limit.saturating_add(1), separator).map(Value::from).collect())
 }
 
 fn rsplit(text: &str, args: &[Value]) -> Result<Value, Error> {
@@ -154,10 +140,8 @@ fn rsplit(text: &str, args: &[Value]) -> Result<Value, Error> {
         parts.reverse();
         return Ok(parts.into());
     };
-    let mut parts: Vec<Value> = text
-        .rsplitn(limit.saturating_add(1), separator)
-        .map(Value::from)
-        .collect();
+    let mut parts: Vec<Value> =
+        text.rsplitn(limit.saturating_add(1), separator).map(Value::from).collect();
     parts.reverse();
     Ok(parts.into())
 }
@@ -169,9 +153,7 @@ fn any_of(args: &[Value], test: impl Fn(&str) -> bool) -> Result<Value, Error> {
         return Ok(test(affix).into());
     }
     let mut affixes = affixes.try_iter()?;
-    Ok(affixes
-        .any(|affix| affix.as_str().is_some_and(&test))
-        .into())
+    Ok(affixes.any(|affix| affix.as_str().is_some_and(&test)).into())
 }
 
 fn all(args: &[Value], text: &str, test: impl Fn(char) -> bool) -> Result<Value, Error> {
@@ -185,11 +167,7 @@ fn no_arguments(args: &[Value], value: impl FnOnce() -> Value) -> Result<Value, 
 
 fn capitalize(text: &str) -> String {
     let mut rest = text.chars();
-    let first: String = rest
-        .next()
-        .into_iter()
-        .flat_map(char::to_uppercase)
-        .collect();
+    let first: String = rest.next().into_iter().flat_map(char::to_uppercase).collect();
     first + &rest.as_str().to_lowercase()
 }
 
@@ -213,11 +191,7 @@ fn dictionary(map: &Value, method: &str, args: &[Value]) -> Result<Value, Error>
         "get" => {
             let (key, default): (Value, Option<Value>) = from_args(args)?;
             let value = map.get_item(&key)?;
-            if value.is_undefined() {
-                default.unwrap_or_else(|| Value::from(()))
-            } else {
-                value
-            }
+            if value.is_undefined() { default.unwrap_or_else(|| Value::from(())) } else { value }
         }
         "keys" => no_arguments(args, || map.clone())?.try_iter()?.collect(),
         "values" => {
@@ -241,11 +215,7 @@ fn dictionary(map: &Value, method: &str, args: &[Value]) -> Result<Value, Error>
 fn list(list: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     let (wanted,): (Value,) = from_args(args)?;
     Ok(match method {
-        "count" => list
-            .try_iter()?
-            .filter(|item| *item == wanted)
-            .count()
-            .into(),
+        "count" => list.try_iter()?.filter(|item| *item == wanted).count().into(),
         "index" => {
             let position = list.try_iter()?.position(|item| item == wanted);
             let missing = || Error::new(ErrorKind::InvalidOperation, "index: not in the list");

@@ -26,7 +26,8 @@ fn repr(value: &Value, depth: usize, text: &mut String) -> Result<(), Error> {
         ValueKind::None => text.push_str("None"),
         ValueKind::Bool => text.push_str(if value.is_true() { "True" } else { "False" }),
         ValueKind::String => repr_string(value.as_str().unwrap_or_default(), text),
-        ValueKind::Seq => {
+        // A slice of a list is an iterable.
+        ValueKind::Seq | ValueKind::Iterable => {
             text.push('[');
             for (index, item) in value.try_iter()?.enumerate() {
                 text.push_str(if index > 0 { ", " } else { "" });
@@ -51,11 +52,7 @@ fn repr(value: &Value, depth: usize, text: &mut String) -> Result<(), Error> {
 
 /// Single quotes, unless only double ones avoid escaping.
 fn repr_string(string: &str, text: &mut String) {
-    let quote = if string.contains('\'') && !string.contains('"') {
-        '"'
-    } else {
-        '\''
-    };
+    let quote = if string.contains('\'') && !string.contains('"') { '"' } else { '\'' };
     text.push(quote);
     for c in string.chars() {
         match c {
@@ -87,14 +84,7 @@ pub(super) fn to_json(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
         None if indent.is_some() => (",".into(), ": ".into()),
         None => (", ".into(), ": ".into()),
     };
-    let mut json = Json {
-        text: String::new(),
-        indent,
-        item,
-        key,
-        ensure_ascii,
-        sort_keys,
-    };
+    let mut json = Json { text: String::new(), indent, item, key, ensure_ascii, sort_keys };
     json.write(value, 0)?;
     Ok(Value::from_safe_string(json.text))
 }
@@ -113,16 +103,12 @@ impl Json {
         check_depth(depth)?;
         match value.kind() {
             ValueKind::None => self.text.push_str("null"),
-            ValueKind::Bool => self
-                .text
-                .push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Bool => self.text.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.text.push_str(&value.to_string()),
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items: Vec<Value> = value.try_iter()?.collect();
-                self.brackets('[', ']', depth, &items, |json, item| {
-                    json.write(item, depth + 1)
-                })?;
+                self.brackets('[', ']', depth, &items, |json, item| json.write(item, depth + 1))?;
             }
             ValueKind::Map => {
                 let mut keys: Vec<Value> = value.try_iter()?.collect();

@@ -34,14 +34,9 @@ impl JsonlFile {
     fn next_line(&mut self) -> Result<Option<String>, DataError> {
         loop {
             let mut bytes = Vec::new();
-            let read = self
-                .reader
-                .read_until(b'\n', &mut bytes)
-                .map_err(|source| DataError::Io {
-                    path: self.path.clone(),
-                    action: "read",
-                    source,
-                })?;
+            let read = self.reader.read_until(b'\n', &mut bytes).map_err(|source| {
+                DataError::Io { path: self.path.clone(), action: "read", source }
+            })?;
             if read == 0 {
                 return Ok(None);
             }
@@ -52,11 +47,7 @@ impl JsonlFile {
                 offset: self.offset + error.utf8_error().valid_up_to() as u64,
             })?;
             self.offset += read as u64;
-            let line = if self.line == 1 {
-                line.trim_start_matches('\u{feff}')
-            } else {
-                &line
-            };
+            let line = if self.line == 1 { line.trim_start_matches('\u{feff}') } else { &line };
             if !line.trim().is_empty() {
                 return Ok(Some(line.to_owned()));
             }
@@ -64,12 +55,9 @@ impl JsonlFile {
     }
 
     fn document(&self, line: &str) -> Result<String, DataError> {
-        let mut object: Map<String, Value> =
-            serde_json::from_str(line).map_err(|error| DataError::Json {
-                path: self.path.clone(),
-                line: self.line,
-                reason: reason(&error),
-            })?;
+        let mut object: Map<String, Value> = serde_json::from_str(line).map_err(|error| {
+            DataError::Json { path: self.path.clone(), line: self.line, reason: reason(&error) }
+        })?;
         let place = Place::Line(self.line);
         match object.remove(&self.field) {
             Some(Value::String(text)) => Ok(text),

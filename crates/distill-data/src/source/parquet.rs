@@ -33,26 +33,16 @@ impl ParquetFile {
                 .project(Some(projection))
                 .map_err(|error| unreadable(path, Place::Schema, &error))
         })?;
-        Ok(Self {
-            path: path.to_path_buf(),
-            field: field.to_owned(),
-            rows,
-            row: 0,
-            failed: false,
-        })
+        Ok(Self { path: path.to_path_buf(), field: field.to_owned(), rows, row: 0, failed: false })
     }
 
     fn next_row(&mut self) -> Option<Result<String, DataError>> {
         let place = Place::Row(self.row + 1);
         let row = guarded(&self.path, place, || {
-            self.rows
-                .next()
-                .transpose()
-                .map_err(|error| unreadable(&self.path, place, &error))
+            self.rows.next().transpose().map_err(|error| unreadable(&self.path, place, &error))
         });
         self.row += 1;
-        row.transpose()
-            .map(|row| row.and_then(|row| self.document(row, place)))
+        row.transpose().map(|row| row.and_then(|row| self.document(row, place)))
     }
 
     fn document(&self, row: Row, place: Place) -> Result<String, DataError> {
@@ -66,12 +56,7 @@ impl ParquetFile {
             Some((_, other)) => format!("{other:.40}"),
         };
         let (path, field) = (self.path.clone(), self.field.clone());
-        Err(DataError::FieldType {
-            path,
-            place,
-            field,
-            found,
-        })
+        Err(DataError::FieldType { path, place, field, found })
     }
 }
 
@@ -94,16 +79,9 @@ fn projection(path: &Path, field: &str, schema: &Type) -> Result<Type, DataError
         path: path.to_path_buf(),
         place: Place::Schema,
         field: field.to_owned(),
-        found: schema
-            .get_fields()
-            .iter()
-            .map(|column| column.name().to_owned())
-            .collect(),
+        found: schema.get_fields().iter().map(|column| column.name().to_owned()).collect(),
     };
-    let column = schema
-        .get_fields()
-        .iter()
-        .find(|column| column.name() == field);
+    let column = schema.get_fields().iter().find(|column| column.name() == field);
     let column = column.ok_or_else(missing)?;
     if !is_text(column) {
         return Err(DataError::FieldType {
@@ -131,10 +109,7 @@ fn is_text(column: &Type) -> bool {
     column.is_primitive()
         && !repeated
         && column.get_physical_type() == Physical::BYTE_ARRAY
-        && matches!(
-            info.converted_type(),
-            ConvertedType::UTF8 | ConvertedType::NONE
-        )
+        && matches!(info.converted_type(), ConvertedType::UTF8 | ConvertedType::NONE)
         && matches!(info.logical_type_ref(), None | Some(LogicalType::String))
 }
 
@@ -156,9 +131,5 @@ fn message(panic: &(dyn Any + Send)) -> String {
 }
 
 fn unreadable(path: &Path, place: Place, reason: &dyn std::fmt::Display) -> DataError {
-    DataError::Parquet {
-        path: path.to_path_buf(),
-        place,
-        reason: reason.to_string(),
-    }
+    DataError::Parquet { path: path.to_path_buf(), place, reason: reason.to_string() }
 }

@@ -15,9 +15,7 @@ pub(super) fn expand(spec: &str) -> Result<Vec<PathBuf>, DataError> {
     let mut files = if path.is_dir() {
         let files = below(path)?;
         if files.is_empty() {
-            return Err(DataError::EmptyDirectory {
-                path: path.to_path_buf(),
-            });
+            return Err(DataError::EmptyDirectory { path: path.to_path_buf() });
         }
         files
     } else if path.exists() {
@@ -25,15 +23,11 @@ pub(super) fn expand(spec: &str) -> Result<Vec<PathBuf>, DataError> {
     } else if spec.contains(['*', '?']) {
         let files = matching(spec)?;
         if files.is_empty() {
-            return Err(DataError::NothingMatches {
-                pattern: spec.to_owned(),
-            });
+            return Err(DataError::NothingMatches { pattern: spec.to_owned() });
         }
         files
     } else {
-        return Err(DataError::NotFound {
-            path: path.to_path_buf(),
-        });
+        return Err(DataError::NotFound { path: path.to_path_buf() });
     };
     files.sort();
     Ok(files)
@@ -49,24 +43,17 @@ fn below(directory: &Path) -> Result<Vec<PathBuf>, DataError> {
 /// Calls `visit` with each data file below `directory`; names with a leading dot are hidden.
 fn walk(directory: &Path, depth: usize, visit: &mut dyn FnMut(PathBuf)) -> Result<(), DataError> {
     if depth == 0 {
-        return Err(DataError::TooDeep {
-            path: directory.to_path_buf(),
-            limit: MAX_DEPTH,
-        });
+        return Err(DataError::TooDeep { path: directory.to_path_buf(), limit: MAX_DEPTH });
     }
     for path in entries(directory)? {
-        let hidden = path
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
         if hidden {
             continue;
         }
         if path.is_dir() {
             walk(&path, depth - 1, visit)?;
-        } else if matches!(
-            Format::of(&path),
-            Some(Format::Text | Format::Jsonl | Format::Parquet)
-        ) {
+        } else if matches!(Format::of(&path), Some(Format::Text | Format::Jsonl | Format::Parquet))
+        {
             visit(path);
         }
     }
@@ -74,11 +61,7 @@ fn walk(directory: &Path, depth: usize, visit: &mut dyn FnMut(PathBuf)) -> Resul
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let io = |source| DataError::Io {
-        path: directory.to_path_buf(),
-        action: "list",
-        source,
-    };
+    let io = |source| DataError::Io { path: directory.to_path_buf(), action: "list", source };
     let entries = fs::read_dir(directory).map_err(io)?;
     let mut paths: Vec<PathBuf> = entries
         .map(|entry| entry.map(|entry| entry.path()))
@@ -92,10 +75,7 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, DataError> {
 /// is listed.
 fn matching(pattern: &str) -> Result<Vec<PathBuf>, DataError> {
     let parts: Vec<&str> = pattern.split('/').collect();
-    let literal = parts
-        .iter()
-        .take_while(|part| !part.contains(['*', '?']))
-        .count();
+    let literal = parts.iter().take_while(|part| !part.contains(['*', '?'])).count();
     let root = match parts[..literal].join("/") {
         root if root.is_empty() && pattern.starts_with('/') => "/".into(),
         root if root.is_empty() => ".".into(),
@@ -105,25 +85,17 @@ fn matching(pattern: &str) -> Result<Vec<PathBuf>, DataError> {
     if !root.is_dir() {
         return Ok(Vec::new());
     }
-    let wanted: Vec<Vec<char>> = parts[literal..]
-        .iter()
-        .map(|part| part.chars().collect())
-        .collect();
+    let wanted: Vec<Vec<char>> =
+        parts[literal..].iter().map(|part| part.chars().collect()).collect();
     let wanted: Vec<&[char]> = wanted.iter().map(Vec::as_slice).collect();
     let mut files = Vec::new();
     walk(&root, MAX_DEPTH, &mut |file| {
         let inside = file.strip_prefix(&root).unwrap_or(&file);
-        let names: Vec<Vec<char>> = inside
-            .iter()
-            .map(|name| name.to_string_lossy().chars().collect())
-            .collect();
+        let names: Vec<Vec<char>> =
+            inside.iter().map(|name| name.to_string_lossy().chars().collect()).collect();
         let names: Vec<&[char]> = names.iter().map(Vec::as_slice).collect();
         if path_matches(&wanted, &names) {
-            files.push(if literal == 0 {
-                inside.to_path_buf()
-            } else {
-                file
-            });
+            files.push(if literal == 0 { inside.to_path_buf() } else { file });
         }
     })?;
     Ok(files)
@@ -185,12 +157,7 @@ mod tests {
         let files = expand(&format!("{}/{spec}", root.display()))?;
         Ok(files
             .iter()
-            .map(|file| {
-                file.strip_prefix(root)
-                    .unwrap()
-                    .to_string_lossy()
-                    .replace('\\', "/")
-            })
+            .map(|file| file.strip_prefix(root).unwrap().to_string_lossy().replace('\\', "/"))
             .collect())
     }
 
@@ -208,10 +175,7 @@ mod tests {
     fn a_directory_is_all_its_data_files_in_order() {
         let root = tree(&FILES);
         let found = names(root.path(), "").unwrap();
-        assert_eq!(
-            found,
-            ["a.jsonl", "b.txt", "deep/d.txt", "deep/er/c.parquet"]
-        );
+        assert_eq!(found, ["a.jsonl", "b.txt", "deep/d.txt", "deep/er/c.parquet"]);
     }
 
     #[test]
@@ -235,10 +199,7 @@ mod tests {
         let error = |spec: &str| names(root.path(), spec).unwrap_err();
         assert!(matches!(error("none.txt"), DataError::NotFound { .. }));
         assert!(matches!(error("*.txt"), DataError::NothingMatches { .. }));
-        assert!(matches!(
-            error("no/where/*.txt"),
-            DataError::NothingMatches { .. }
-        ));
+        assert!(matches!(error("no/where/*.txt"), DataError::NothingMatches { .. }));
         assert!(matches!(error(""), DataError::EmptyDirectory { .. }));
     }
 

@@ -45,11 +45,7 @@ impl TextFile {
     /// Reads until `pending` holds a separator or the rest of the file; returns the length of
     /// the document at its front, and of the separator behind it.
     fn fill(&mut self) -> Result<(usize, usize), DataError> {
-        let io = |source| DataError::Io {
-            path: self.path.clone(),
-            action: "read",
-            source,
-        };
+        let io = |source| DataError::Io { path: self.path.clone(), action: "read", source };
         let Some(separator) = &self.separator else {
             self.reader.read_to_end(&mut self.pending).map_err(io)?;
             return Ok((self.pending.len(), 0));
@@ -139,10 +135,7 @@ mod tests {
     }
 
     fn texts(bytes: &[u8], separator: Option<&str>) -> Vec<String> {
-        read(bytes, separator)
-            .into_iter()
-            .map(Result::unwrap)
-            .collect()
+        read(bytes, separator).into_iter().map(Result::unwrap).collect()
     }
 
     #[test]
@@ -152,18 +145,12 @@ mod tests {
 
     #[test]
     fn a_separator_belongs_to_no_document() {
-        assert_eq!(
-            texts(b"one\n%%\ntwo\n%%\n", Some("\n%%\n")),
-            ["one", "two", ""]
-        );
+        assert_eq!(texts(b"one\n%%\ntwo\n%%\n", Some("\n%%\n")), ["one", "two", ""]);
     }
 
     #[test]
     fn a_byte_order_mark_is_no_text() {
-        assert_eq!(
-            texts("\u{feff}one|\u{feff}two".as_bytes(), Some("|")),
-            ["one", "\u{feff}two"]
-        );
+        assert_eq!(texts("\u{feff}one|\u{feff}two".as_bytes(), Some("|")), ["one", "\u{feff}two"]);
     }
 
     #[test]
@@ -172,14 +159,7 @@ mod tests {
         assert_eq!(documents.remove(0).unwrap(), "one\ntwo");
         let error = documents.remove(0).unwrap_err();
         assert!(
-            matches!(
-                &error,
-                DataError::InvalidUtf8 {
-                    line: 3,
-                    offset: 16,
-                    ..
-                }
-            ),
+            matches!(&error, DataError::InvalidUtf8 { line: 3, offset: 16, .. }),
             "{error} ({error:?})"
         );
         assert!(documents.is_empty(), "nothing comes after an error");
@@ -189,10 +169,7 @@ mod tests {
     fn separators_are_found_across_the_borders_of_reads() {
         for shift in 0..5 {
             let long = "x".repeat(READ_BYTES - shift);
-            assert_eq!(
-                texts(format!("{long}<##>b").as_bytes(), Some("<##>")),
-                [&long, "b"]
-            );
+            assert_eq!(texts(format!("{long}<##>b").as_bytes(), Some("<##>")), [&long, "b"]);
         }
     }
 

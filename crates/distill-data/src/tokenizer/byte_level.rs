@@ -32,10 +32,7 @@ impl PreTokenizer {
     ];
 
     pub(super) fn from_name(name: &str) -> Option<Self> {
-        Self::NAMES
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|&(_, pre)| pre)
+        Self::NAMES.iter().find(|(known, _)| *known == name).map(|&(_, pre)| pre)
     }
 
     /// Whether a word that is itself a token is taken as it is, unmerged.
@@ -116,11 +113,8 @@ impl ByteLevelBpe<'_> {
     }
 
     fn json(&self) -> Value {
-        let vocabulary: Map<String, Value> = self
-            .vocabulary
-            .iter()
-            .map(|&(token, id)| (token.to_owned(), id.into()))
-            .collect();
+        let vocabulary: Map<String, Value> =
+            self.vocabulary.iter().map(|&(token, id)| (token.to_owned(), id.into())).collect();
         let added: Vec<Value> = self
             .added
             .iter()
@@ -169,11 +163,7 @@ impl ByteLevelBpe<'_> {
         };
         let around = |name: &str, kind: u32| {
             let text = json!({ "Sequence": { "id": name, "type_id": kind } });
-            let pieces = [
-                piece(&self.prefix, kind),
-                Some(text),
-                piece(&self.suffix, kind),
-            ];
+            let pieces = [piece(&self.prefix, kind), Some(text), piece(&self.suffix, kind)];
             pieces.into_iter().flatten().collect::<Vec<Value>>()
         };
         let special: Map<String, Value> = [self.prefix, self.suffix]

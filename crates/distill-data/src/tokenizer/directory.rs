@@ -20,9 +20,7 @@ impl TextTokenizer {
     pub fn from_directory(directory: &Path) -> Result<Self, DataError> {
         let path = directory.join("tokenizer.json");
         let Some(bytes) = read(&path)? else {
-            return Err(DataError::NoTokenizer {
-                path: directory.to_path_buf(),
-            });
+            return Err(DataError::NoTokenizer { path: directory.to_path_buf() });
         };
         let inner = Tokenizer::from_bytes(bytes).map_err(|error| DataError::TokenizerFile {
             path: path.clone(),
@@ -59,22 +57,10 @@ struct Role {
 }
 
 impl Role {
-    const BOS: Self = Self {
-        token: "bos_token",
-        id: "bos_token_id",
-    };
-    const EOS: Self = Self {
-        token: "eos_token",
-        id: "eos_token_id",
-    };
-    const PAD: Self = Self {
-        token: "pad_token",
-        id: "pad_token_id",
-    };
-    const UNK: Self = Self {
-        token: "unk_token",
-        id: "unk_token_id",
-    };
+    const BOS: Self = Self { token: "bos_token", id: "bos_token_id" };
+    const EOS: Self = Self { token: "eos_token", id: "eos_token_id" };
+    const PAD: Self = Self { token: "pad_token", id: "pad_token_id" };
+    const UNK: Self = Self { token: "unk_token", id: "unk_token_id" };
 }
 
 /// A configuration file that may be missing.
@@ -89,10 +75,7 @@ impl Json {
             None => Map::new(),
             Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
                 let problem = format!("expected a JSON object: {error}");
-                DataError::TokenizerFile {
-                    path: path.clone(),
-                    problem,
-                }
+                DataError::TokenizerFile { path: path.clone(), problem }
             })?,
         };
         Ok(Self { path, values })
@@ -102,25 +85,24 @@ impl Json {
     fn special_token(&self, role: Role, inner: &Tokenizer) -> Result<Option<u32>, DataError> {
         let token = match self.values.get(role.token) {
             None | Some(Value::Null) => return Ok(None),
-            Some(value) => value
-                .as_str()
-                .or_else(|| value.get("content")?.as_str())
-                .ok_or_else(|| DataError::TokenizerFile {
-                    path: self.path.clone(),
-                    problem: format!(
-                        "{}: expected a string or an object with `content`",
-                        role.token
-                    ),
-                })?,
+            Some(value) => {
+                value.as_str().or_else(|| value.get("content")?.as_str()).ok_or_else(|| {
+                    DataError::TokenizerFile {
+                        path: self.path.clone(),
+                        problem: format!(
+                            "{}: expected a string or an object with `content`",
+                            role.token
+                        ),
+                    }
+                })?
+            }
         };
-        let id = inner
-            .token_to_id(token)
-            .ok_or_else(|| DataError::UnknownSpecialToken {
-                path: self.path.clone(),
-                key: role.token,
-                token: token.to_owned(),
-                vocab_size: inner.get_vocab_size(true),
-            })?;
+        let id = inner.token_to_id(token).ok_or_else(|| DataError::UnknownSpecialToken {
+            path: self.path.clone(),
+            key: role.token,
+            token: token.to_owned(),
+            vocab_size: inner.get_vocab_size(true),
+        })?;
         Ok(Some(id))
     }
 
@@ -138,9 +120,7 @@ fn chat_template(directory: &Path, config: &Json) -> Result<Option<String>, Data
     if let Some(bytes) = read(&path)? {
         let problem = "a chat template must be UTF-8".to_owned();
         let template = String::from_utf8(bytes);
-        return template
-            .map(Some)
-            .map_err(|_| DataError::TokenizerFile { path, problem });
+        return template.map(Some).map_err(|_| DataError::TokenizerFile { path, problem });
     }
     let template = match config.values.get("chat_template") {
         None | Some(Value::Null) => None,
@@ -166,10 +146,6 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, DataError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(DataError::Io {
-            path: path.to_path_buf(),
-            action: "read",
-            source,
-        }),
+        Err(source) => Err(DataError::Io { path: path.to_path_buf(), action: "read", source }),
     }
 }

@@ -49,13 +49,11 @@ impl TextTokenizer {
             pad: vocabulary.special(PAD)?,
             unk: vocabulary.special(UNK)?,
         };
-        let adds_bos = metadata
-            .optional_bool(ADD_BOS)?
-            .unwrap_or(vocabulary.pre.adds_bos_by_default());
+        let adds_bos =
+            metadata.optional_bool(ADD_BOS)?.unwrap_or(vocabulary.pre.adds_bos_by_default());
         let adds_eos = metadata.optional_bool(ADD_EOS)?.unwrap_or(false);
         let spelt = |id: Option<u32>, wanted: bool| {
-            id.filter(|_| wanted)
-                .map(|id| (vocabulary.tokens[id as usize].as_str(), id))
+            id.filter(|_| wanted).map(|id| (vocabulary.tokens[id as usize].as_str(), id))
         };
         let inner = ByteLevelBpe {
             pre: vocabulary.pre,
@@ -100,19 +98,9 @@ impl<'a> Vocabulary<'a> {
             true => metadata.i32s(TOKEN_TYPE)?,
             false => vec![1; tokens.len()],
         };
-        let mut vocabulary = Self {
-            metadata,
-            pre,
-            tokens,
-            types,
-            ids: BTreeMap::new(),
-        };
+        let mut vocabulary = Self { metadata, pre, tokens, types, ids: BTreeMap::new() };
         if vocabulary.types.len() != tokens.len() {
-            let problem = format!(
-                "{} types for {} tokens",
-                vocabulary.types.len(),
-                tokens.len()
-            );
+            let problem = format!("{} types for {} tokens", vocabulary.types.len(), tokens.len());
             return Err(vocabulary.contradiction(TOKEN_TYPE, problem));
         }
         for (token, id) in vocabulary.used() {
@@ -128,27 +116,16 @@ impl<'a> Vocabulary<'a> {
     fn used(&self) -> impl Iterator<Item = (&'a str, u32)> + use<'a> {
         let used: Vec<bool> = self.types.iter().map(|&kind| kind != UNUSED).collect();
         let tokens = self.tokens.iter().zip(0_u32..).zip(used);
-        tokens
-            .filter(|&(_, used)| used)
-            .map(|((token, id), _)| (token.as_str(), id))
+        tokens.filter(|&(_, used)| used).map(|((token, id), _)| (token.as_str(), id))
     }
 
     /// Tokens that are matched as a whole.
     fn added(&self) -> impl Iterator<Item = AddedToken<'a>> {
-        self.used()
-            .filter_map(|(content, id)| match self.types[id as usize] {
-                CONTROL => Some(AddedToken {
-                    content,
-                    id,
-                    special: true,
-                }),
-                USER_DEFINED => Some(AddedToken {
-                    content,
-                    id,
-                    special: false,
-                }),
-                _ => None,
-            })
+        self.used().filter_map(|(content, id)| match self.types[id as usize] {
+            CONTROL => Some(AddedToken { content, id, special: true }),
+            USER_DEFINED => Some(AddedToken { content, id, special: false }),
+            _ => None,
+        })
     }
 
     /// Merges as pairs of tokens. A merge is spelt `left right`; byte-level tokens hold no space,
@@ -157,11 +134,7 @@ impl<'a> Vocabulary<'a> {
         let merges = self.metadata.strings(MERGES)?;
         let mut pairs = Vec::with_capacity(merges.len());
         for (rank, merge) in merges.iter().enumerate() {
-            let space = merge
-                .bytes()
-                .skip(1)
-                .position(|byte| byte == b' ')
-                .map(|at| at + 1);
+            let space = merge.bytes().skip(1).position(|byte| byte == b' ').map(|at| at + 1);
             let Some(space) = space else {
                 let problem = format!("merge {rank} is {merge:?}, expected two tokens");
                 return Err(self.contradiction(MERGES, problem));
@@ -194,10 +167,6 @@ impl<'a> Vocabulary<'a> {
     }
 
     fn contradiction(&self, key: &'static str, problem: String) -> DataError {
-        DataError::GgufVocabulary {
-            path: self.metadata.file().to_path_buf(),
-            key,
-            problem,
-        }
+        DataError::GgufVocabulary { path: self.metadata.file().to_path_buf(), key, problem }
     }
 }

@@ -18,10 +18,7 @@ impl TextTokenizer {
         let tokenizer = self
             .inner
             .to_string(true)
-            .map_err(|source| DataError::Tokenizer {
-                action: "serialise the tokenizer",
-                source,
-            })?;
+            .map_err(|source| DataError::Tokenizer { action: "serialise the tokenizer", source })?;
         write(&directory.join("tokenizer.json"), &tokenizer)?;
         // A map of strings and plain values always serialises.
         let config = format!("{:#}\n", Value::Object(self.saved_config()));

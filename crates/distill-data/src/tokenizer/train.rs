@@ -29,24 +29,13 @@ pub struct SpecialTokens {
 impl Default for SpecialTokens {
     /// `<|endoftext|>` alone, as GPT-2.
     fn default() -> Self {
-        Self {
-            eos: "<|endoftext|>".into(),
-            bos: None,
-            pad: None,
-            unk: None,
-            others: Vec::new(),
-        }
+        Self { eos: "<|endoftext|>".into(), bos: None, pad: None, unk: None, others: Vec::new() }
     }
 }
 
 impl SpecialTokens {
     fn in_order(&self) -> Vec<&str> {
-        let named = [
-            Some(&self.eos),
-            self.bos.as_ref(),
-            self.pad.as_ref(),
-            self.unk.as_ref(),
-        ];
+        let named = [Some(&self.eos), self.bos.as_ref(), self.pad.as_ref(), self.unk.as_ref()];
         let mut tokens: Vec<&str> = Vec::new();
         for token in named.into_iter().flatten().chain(&self.others) {
             if !tokens.contains(&token.as_str()) {
@@ -73,10 +62,7 @@ impl TextTokenizer {
     ) -> Result<Self, DataError> {
         let tokens = special.in_order();
         if vocab_size < 256 + tokens.len() {
-            return Err(DataError::VocabularyTooSmall {
-                vocab_size,
-                special: tokens.len(),
-            });
+            return Err(DataError::VocabularyTooSmall { vocab_size, special: tokens.len() });
         }
         let model = learn(texts, vocab_size, &tokens)?;
         let vocabulary = model.get_vocab();
@@ -88,25 +74,16 @@ impl TextTokenizer {
             pad: id(&special.pad),
             unk: id(&special.unk),
         };
-        let mut by_id: Vec<(&str, u32)> = vocabulary
-            .iter()
-            .map(|(token, &id)| (token.as_str(), id))
-            .collect();
+        let mut by_id: Vec<(&str, u32)> =
+            vocabulary.iter().map(|(token, &id)| (token.as_str(), id)).collect();
         by_id.sort_unstable_by_key(|&(_, id)| id);
         let added = tokens.iter().filter_map(|&content| {
             let id = *vocabulary.get(content)?;
-            Some(AddedToken {
-                content,
-                id,
-                special: true,
-            })
+            Some(AddedToken { content, id, special: true })
         });
         let inner = ByteLevelBpe {
             pre: PreTokenizer::Gpt2,
-            merges: merges
-                .iter()
-                .map(|(left, right)| (left.as_str(), right.as_str()))
-                .collect(),
+            merges: merges.iter().map(|(left, right)| (left.as_str(), right.as_str())).collect(),
             added: added.collect(),
             prefix: special.bos.as_deref().zip(role.bos),
             suffix: None,
@@ -124,10 +101,7 @@ fn learn(
     vocab_size: usize,
     special: &[&str],
 ) -> Result<BPE, DataError> {
-    let failed = |source| DataError::Tokenizer {
-        action: "train the vocabulary",
-        source,
-    };
+    let failed = |source| DataError::Tokenizer { action: "train the vocabulary", source };
     let words = ByteLevel::new(false, true, true);
     let mut tokenizer: TokenizerImpl<BPE, NormalizerWrapper, ByteLevel, ByteLevel, ByteLevel> =
         TokenizerImpl::new(BPE::default());
@@ -135,12 +109,7 @@ fn learn(
     let mut trainer = BpeTrainer::builder()
         .vocab_size(vocab_size)
         .show_progress(false)
-        .special_tokens(
-            special
-                .iter()
-                .map(|&t| tokenizers::AddedToken::from(t, true))
-                .collect(),
-        )
+        .special_tokens(special.iter().map(|&t| tokenizers::AddedToken::from(t, true)).collect())
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build();
     let (mut count, mut failure) = (0_usize, None);

@@ -71,12 +71,8 @@ impl TextTokenizer {
 
     /// All tokens, by id.
     pub(super) fn tokens(&self) -> Vec<(u32, String)> {
-        let mut tokens: Vec<(u32, String)> = self
-            .inner
-            .get_vocab(true)
-            .into_iter()
-            .map(|(token, id)| (id, token))
-            .collect();
+        let mut tokens: Vec<(u32, String)> =
+            self.inner.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
         tokens.sort_unstable();
         tokens
     }

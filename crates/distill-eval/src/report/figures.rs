@@ -30,6 +30,16 @@ pub(super) fn percent(share: f64, decimals: i32) -> String {
     if floored.is_finite() { format!("{floored:.places$}") } else { short(share) }
 }
 
+/// A share of a loss as a percentage. Beyond the loss itself it says only that: over a loss that
+/// is next to nothing any gain is a thousandfold.
+pub(super) fn recovered(share: f64) -> String {
+    match share {
+        more if more > 1.0 => "> 100 %".to_string(),
+        worse if worse < -1.0 => "< −100 %".to_string(),
+        share => format!("{} %", percent(share, 1)),
+    }
+}
+
 /// Tokens a second.
 pub(super) fn speed(value: f64) -> String {
     match value.abs() {
@@ -112,6 +122,12 @@ mod tests {
         assert_eq!(percent(0.995, 1), "99.5");
         assert_eq!(percent(-0.25, 0), "-25");
         assert_eq!(percent(f64::NAN, 1), "NaN");
+    }
+
+    #[test]
+    fn a_gain_far_above_what_rounding_cost_is_not_a_five_digit_percentage() {
+        let written = [0.8349, 1.0, 995.0, -0.25, -40.0].map(recovered);
+        assert_eq!(written, ["83.4 %", "100.0 %", "> 100 %", "-25.0 %", "< −100 %"]);
     }
 
     #[test]

@@ -8,7 +8,9 @@ use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
 use serde::Serialize;
 
 use super::chart::Chart;
-use super::figures::{grouped, nats, or_dash, percent, perplexity, short, size, speed, threads};
+use super::figures::{
+    grouped, nats, or_dash, percent, perplexity, recovered, short, size, speed, threads,
+};
 use super::verdict::{Check, checks, partings, worst};
 use super::{Curve, Hardware, RowKind, RunReport, Sample};
 use crate::EvalError;
@@ -203,7 +205,7 @@ fn tiles(report: &RunReport) -> Vec<Tile> {
         },
         Tile {
             label: "Loss recovered",
-            value: or_dash(share, |share| format!("{} %", percent(share, 1))),
+            value: or_dash(share, recovered),
             note: note(share.map(|_| "of the perplexity that rounding cost".to_string())),
         },
         Tile {
@@ -257,8 +259,8 @@ fn recovery(report: &RunReport) -> String {
     );
     match recovery.share() {
         Some(share) => format!(
-            "Training with quantisation recovered {} % of what rounding cost: {figures}.",
-            percent(share, 1)
+            "Training with quantisation recovered {} of what rounding cost: {figures}.",
+            recovered(share)
         ),
         None => format!("Rounding cost nothing here: {figures}."),
     }

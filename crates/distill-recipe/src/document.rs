@@ -33,15 +33,11 @@ impl Document {
     ///
     /// Nothing at the path, a directory, a file that is not text or far too large.
     pub fn read(path: &Path) -> Result<Self, RecipeError> {
-        let unreadable = |source| RecipeError::Unreadable {
-            path: path.to_owned(),
-            source,
-        };
+        let unreadable = |source| RecipeError::Unreadable { path: path.to_owned(), source };
         let metadata = fs::metadata(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => RecipeError::NotFound {
-                path: path.to_owned(),
-                similar: similar_recipes(path),
-            },
+            std::io::ErrorKind::NotFound => {
+                RecipeError::NotFound { path: path.to_owned(), similar: similar_recipes(path) }
+            }
             _ => unreadable(error),
         })?;
         if metadata.is_dir() {
@@ -55,10 +51,7 @@ impl Document {
             .and_then(|file| file.take(LIMIT_BYTES + 1).read_to_end(&mut bytes))
             .map_err(unreadable)?;
         if bytes.len() as u64 > LIMIT_BYTES {
-            return Err(RecipeError::TooLarge {
-                path: path.to_owned(),
-                limit_bytes: LIMIT_BYTES,
-            });
+            return Err(RecipeError::TooLarge { path: path.to_owned(), limit_bytes: LIMIT_BYTES });
         }
         let text = String::from_utf8(bytes).map_err(|error| {
             let offset = error.utf8_error().valid_up_to();
@@ -66,17 +59,11 @@ impl Document {
             RecipeError::NotUtf8 {
                 path: path.to_owned(),
                 offset,
-                line: 1 + bytes[..offset]
-                    .iter()
-                    .filter(|&&byte| byte == b'\n')
-                    .count(),
+                line: 1 + bytes[..offset].iter().filter(|&&byte| byte == b'\n').count(),
                 byte: bytes[offset],
             }
         })?;
-        Ok(Self {
-            path: path.to_owned(),
-            text,
-        })
+        Ok(Self { path: path.to_owned(), text })
     }
 }
 
@@ -85,10 +72,7 @@ fn recipes_in(directory: &Path) -> Vec<PathBuf> {
         .into_iter()
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "toml")
-        })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
         .collect();
     recipes.sort();
     recipes
@@ -116,10 +100,7 @@ pub(crate) struct Sources {
 
 impl Sources {
     fn new() -> Self {
-        Self {
-            texts: Vec::new(),
-            end: 0,
-        }
+        Self { texts: Vec::new(), end: 0 }
     }
 
     /// Adds a text; returns where its spans begin.
@@ -139,10 +120,8 @@ impl Sources {
         primary: Range<usize>,
         others: &[(Range<usize>, &str)],
     ) -> Problem {
-        let index = self
-            .texts
-            .partition_point(|(base, _)| *base <= primary.start)
-            .saturating_sub(1);
+        let index =
+            self.texts.partition_point(|(base, _)| *base <= primary.start).saturating_sub(1);
         let (base, text) = &self.texts[index];
         let end = base + text.inner().len();
         let label = |words: &str, span: &Range<usize>| {
@@ -160,12 +139,7 @@ impl Sources {
                 labels.push(label(words, span));
             }
         }
-        Problem {
-            kind,
-            place: primary.start,
-            text: Arc::clone(text),
-            labels,
-        }
+        Problem { kind, place: primary.start, text: Arc::clone(text), labels }
     }
 }
 
@@ -199,11 +173,7 @@ pub(crate) fn parse<'a>(
             }
         }
     }
-    if problems.is_empty() {
-        Ok(Tree { root, sources })
-    } else {
-        Err(problems)
-    }
+    if problems.is_empty() { Ok(Tree { root, sources }) } else { Err(problems) }
 }
 
 /// The leftmost error of every line: what follows it is mostly its consequence.
@@ -225,10 +195,8 @@ fn parse_override(text: &str) -> Result<(OverridePath, Spanned<DeValue<'_>>), Pr
         let text = text.to_owned();
         return Err(ProblemKind::OverrideWithoutValue { text });
     };
-    let path = parse_key(key).map_err(|message| ProblemKind::OverrideKey {
-        text: text.to_owned(),
-        message,
-    })?;
+    let path = parse_key(key)
+        .map_err(|message| ProblemKind::OverrideKey { text: text.to_owned(), message })?;
     let start = text.len() - value.trim_start().len();
     let value = value.trim();
     let value = match DeValue::parse(value) {
@@ -278,15 +246,9 @@ fn set<'a>(
         table.insert(key, value);
         return;
     }
-    if !matches!(
-        table.get(&key).map(Spanned::get_ref),
-        Some(DeValue::Table(_))
-    ) {
+    if !matches!(table.get(&key).map(Spanned::get_ref), Some(DeValue::Table(_))) {
         table.remove(&key);
-        table.insert(
-            key.clone(),
-            Spanned::new(span, DeValue::Table(DeTable::new())),
-        );
+        table.insert(key.clone(), Spanned::new(span, DeValue::Table(DeTable::new())));
     }
     if let Some(DeValue::Table(inner)) = table.get_mut(&key).map(Spanned::get_mut) {
         set(inner, rest, value, base);

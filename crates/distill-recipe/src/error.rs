@@ -117,9 +117,9 @@ impl Diagnostic for RecipeError {
 
     fn related<'a>(&'a self) -> Option<Box<dyn Iterator<Item = &'a dyn Diagnostic> + 'a>> {
         match self {
-            Self::Invalid { problems, .. } if problems.len() > 1 => Some(Box::new(
-                problems.iter().map(|problem| problem as &dyn Diagnostic),
-            )),
+            Self::Invalid { problems, .. } if problems.len() > 1 => {
+                Some(Box::new(problems.iter().map(|problem| problem as &dyn Diagnostic)))
+            }
             _ => None,
         }
     }
@@ -135,10 +135,7 @@ impl RecipeError {
 }
 
 fn list(paths: &[PathBuf]) -> String {
-    let shown: Vec<String> = paths
-        .iter()
-        .map(|path| path.display().to_string())
-        .collect();
+    let shown: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     shown.join(", ")
 }
 

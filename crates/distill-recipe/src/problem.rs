@@ -237,10 +237,7 @@ fn student_init(given: &[&str]) -> String {
 
 /// `` `a`, `b` and `c` ``, with the last separator given.
 pub(crate) fn quoted<S: AsRef<str>>(words: &[S], last: &str) -> String {
-    let words: Vec<String> = words
-        .iter()
-        .map(|word| format!("`{}`", word.as_ref()))
-        .collect();
+    let words: Vec<String> = words.iter().map(|word| format!("`{}`", word.as_ref())).collect();
     match words.as_slice() {
         [] => String::new(),
         [only] => only.clone(),
@@ -260,28 +257,18 @@ impl ProblemKind {
                 "write --set table.key=value, for example --set train.steps=100".to_owned()
             }
             Self::OverrideKey { .. } => "a key is dotted names, for example train.steps".to_owned(),
-            Self::UnknownKey {
-                similar: Some(similar),
-                ..
-            } => format!("did you mean `{similar}`?"),
-            Self::UnknownKey {
-                elsewhere: Some(elsewhere),
-                key,
-                ..
-            } => format!("`{key}` belongs {elsewhere}"),
+            Self::UnknownKey { similar: Some(similar), .. } => format!("did you mean `{similar}`?"),
+            Self::UnknownKey { elsewhere: Some(elsewhere), key, .. } => {
+                format!("`{key}` belongs {elsewhere}")
+            }
             Self::UnknownKey { table, known, .. } => {
                 format!("the keys of {table} are {}", quoted(known, " and "))
             }
             Self::MissingKey { example, about, .. } => format!("add {example}: {about}"),
             Self::WrongType { instead, .. } => instead.clone()?,
-            Self::UnknownValue {
-                similar: Some(similar),
-                known,
-                ..
-            } => format!(
-                "did you mean `{similar}`? It can be {}",
-                quoted(known, " or ")
-            ),
+            Self::UnknownValue { similar: Some(similar), known, .. } => {
+                format!("did you mean `{similar}`? It can be {}", quoted(known, " or "))
+            }
             Self::UnknownValue { known, .. } => format!("it can be {}", quoted(known, " or ")),
             Self::OutOfRange { about, .. } | Self::Empty { about, .. } if about.is_empty() => {
                 return None;

@@ -41,10 +41,8 @@ impl Recipe {
     ///
     /// [`RecipeError::Invalid`].
     pub fn from_document(document: &Document, overrides: &[String]) -> Result<Self, RecipeError> {
-        resolve(document, overrides).map_err(|problems| RecipeError::Invalid {
-            path: document.path.clone(),
-            problems,
-        })
+        resolve(document, overrides)
+            .map_err(|problems| RecipeError::Invalid { path: document.path.clone(), problems })
     }
 
     /// The recipe as TOML, every default written out. It is a recipe itself, and the same.
@@ -61,10 +59,7 @@ fn resolve(document: &Document, overrides: &[String]) -> Result<Recipe, Vec<Prob
             serde::Deserialize::deserialize(Deserializer::from(tree.root));
         match written {
             Ok(written) => {
-                let mut resolver = Resolver {
-                    sources: &tree.sources,
-                    problems: Vec::new(),
-                };
+                let mut resolver = Resolver { sources: &tree.sources, problems: Vec::new() };
                 let recipe = resolver.recipe(&written);
                 problems = resolver.problems;
                 if let (Some(recipe), true) = (recipe, problems.is_empty()) {
@@ -74,10 +69,7 @@ fn resolve(document: &Document, overrides: &[String]) -> Result<Recipe, Vec<Prob
             Err(error) => {
                 let message = error.message().to_owned();
                 let span = error.span().unwrap_or(0..0);
-                problems.push(
-                    tree.sources
-                        .problem(ProblemKind::Refused { message }, span, &[]),
-                );
+                problems.push(tree.sources.problem(ProblemKind::Refused { message }, span, &[]));
             }
         }
     }
@@ -103,10 +95,7 @@ type Other<'a> = (Range<usize>, &'a str);
 
 /// The span of a key that may be left out, for a second label.
 fn place<'a, T>(written: &Option<Written<T>>, words: &'a str) -> Vec<Other<'a>> {
-    written
-        .iter()
-        .map(|written| (written.span(), words))
-        .collect()
+    written.iter().map(|written| (written.span(), words)).collect()
 }
 
 impl Resolver<'_> {
@@ -118,10 +107,8 @@ impl Resolver<'_> {
     fn recipe(&mut self, written: &raw::Recipe) -> Option<Recipe> {
         self.name(&written.name);
         let train = self.train(&written.train);
-        let quantize = written
-            .quantize
-            .as_ref()
-            .map(|quantize| self.quantize(quantize, &written.train));
+        let quantize =
+            written.quantize.as_ref().map(|quantize| self.quantize(quantize, &written.train));
         let student = self.student(written, quantize.as_ref());
         let distill = self.distill(written);
         let data = Data {
@@ -192,9 +179,7 @@ impl Resolver<'_> {
         };
         let tokenizer = match (&student.tokenizer, &student.train_tokenizer) {
             (Some(tokenizer), None) => TokenizerChoice::From(tokenizer.value().clone()),
-            (None, Some(size)) => TokenizerChoice::Train {
-                vocab_size: *size.value(),
-            },
+            (None, Some(size)) => TokenizerChoice::Train { vocab_size: *size.value() },
             (None, None) => match inherited {
                 Some(tokenizer) => tokenizer,
                 None => {
@@ -222,9 +207,9 @@ impl Resolver<'_> {
         let student = recipe.student.value();
         match (&student.from, &student.config, &student.keep_layers) {
             (Some(from), None, None) => Some(StudentInit::From(model_ref(from, &student.revision))),
-            (None, Some(config), None) => Some(StudentInit::Config(
-                self.new_model(config, recipe, quantize)?,
-            )),
+            (None, Some(config), None) => {
+                Some(StudentInit::Config(self.new_model(config, recipe, quantize)?))
+            }
             (None, None, Some(layers)) => {
                 if recipe.teacher.is_none() {
                     self.push(ProblemKind::KeepLayersWithoutTeacher, layers.span(), &[]);
@@ -271,27 +256,18 @@ impl Resolver<'_> {
         let heads = *written.num_attention_heads.value();
         let kv_heads = or(&written.num_key_value_heads, heads);
         let intermediate_size = *written.intermediate_size.value();
-        let positions = or(
-            &written.max_position_embeddings,
-            defaults::MAX_POSITION_EMBEDDINGS,
-        );
+        let positions = or(&written.max_position_embeddings, defaults::MAX_POSITION_EMBEDDINGS);
 
         if let Some(kv) = &written.num_key_value_heads
             && !heads.is_multiple_of(kv_heads)
         {
             let others = [(written.num_attention_heads.span(), "query heads")];
-            self.push(
-                ProblemKind::KeyValueHeads { heads, kv_heads },
-                kv.span(),
-                &others,
-            );
+            self.push(ProblemKind::KeyValueHeads { heads, kv_heads }, kv.span(), &others);
         }
         let head_dim = match &written.head_dim {
             Some(head_dim) => {
                 if !head_dim.value().is_multiple_of(2) {
-                    let kind = ProblemKind::OddHeadDim {
-                        head_dim: *head_dim.value(),
-                    };
+                    let kind = ProblemKind::OddHeadDim { head_dim: *head_dim.value() };
                     self.push(kind, head_dim.span(), &[]);
                 }
                 *head_dim.value()
@@ -316,18 +292,8 @@ impl Resolver<'_> {
         let linears = quantize.is_some_and(|grid| grid.linears != WeightGrid::None);
         let embeddings = quantize.is_some_and(|grid| grid.embeddings != WeightGrid::None);
         let rows = [
-            (
-                linears || embeddings,
-                "`hidden_size`",
-                hidden_size,
-                written.hidden_size.span(),
-            ),
-            (
-                linears,
-                "`intermediate_size`",
-                intermediate_size,
-                written.intermediate_size.span(),
-            ),
+            (linears || embeddings, "`hidden_size`", hidden_size, written.hidden_size.span()),
+            (linears, "`intermediate_size`", intermediate_size, written.intermediate_size.span()),
             (
                 linears,
                 "`num_attention_heads` · `head_dim`",
@@ -345,14 +311,8 @@ impl Resolver<'_> {
 
         let sequence_length = or(&recipe.data.sequence_length, defaults::SEQUENCE_LENGTH);
         if sequence_length > positions {
-            let kind = ProblemKind::SequenceTooLong {
-                sequence_length,
-                positions,
-            };
-            match (
-                &recipe.data.sequence_length,
-                &written.max_position_embeddings,
-            ) {
+            let kind = ProblemKind::SequenceTooLong { sequence_length, positions };
+            match (&recipe.data.sequence_length, &written.max_position_embeddings) {
                 (Some(length), limit) => {
                     let others = place(limit, "positions");
                     self.push(kind, length.span(), &others);
@@ -396,9 +356,7 @@ impl Resolver<'_> {
             loss: match kind {
                 Loss::ForwardKl => DivergenceKind::ForwardKl,
                 Loss::ReverseKl => DivergenceKind::ReverseKl,
-                Loss::Jsd => DivergenceKind::Jsd {
-                    beta: or(&written.beta, defaults::BETA),
-                },
+                Loss::Jsd => DivergenceKind::Jsd { beta: or(&written.beta, defaults::BETA) },
             },
             temperature: or(&written.temperature, defaults::TEMPERATURE),
             scale_by_temperature_squared: or(
@@ -416,11 +374,7 @@ impl Resolver<'_> {
             && start_step >= steps
         {
             let others = [(train.steps.span(), "steps")];
-            self.push(
-                ProblemKind::StartStep { start_step, steps },
-                start.span(),
-                &others,
-            );
+            self.push(ProblemKind::StartStep { start_step, steps }, start.span(), &others);
         }
         let linears = *written.linears.value();
         let activations = or(&written.activations, defaults::ACTIVATIONS);
@@ -428,18 +382,9 @@ impl Resolver<'_> {
             (&written.activations, activations, linears)
         {
             let others = [(written.linears.span(), "not quantized")];
-            self.push(
-                ProblemKind::ActivationsWithoutLinears,
-                place.span(),
-                &others,
-            );
+            self.push(ProblemKind::ActivationsWithoutLinears, place.span(), &others);
         }
-        Quantize {
-            linears,
-            embeddings: *written.embeddings.value(),
-            activations,
-            start_step,
-        }
+        Quantize { linears, embeddings: *written.embeddings.value(), activations, start_step }
     }
 
     fn train(&mut self, written: &raw::Train) -> Train {
@@ -451,26 +396,14 @@ impl Resolver<'_> {
             && warmup_steps > steps
         {
             let others = [(written.steps.span(), "steps")];
-            self.push(
-                ProblemKind::Warmup {
-                    warmup_steps,
-                    steps,
-                },
-                warmup.span(),
-                &others,
-            );
+            self.push(ProblemKind::Warmup { warmup_steps, steps }, warmup.span(), &others);
         }
-        let min_learning_rate = or(
-            &written.min_learning_rate,
-            learning_rate * defaults::MIN_LEARNING_RATE_RATIO,
-        );
+        let min_learning_rate =
+            or(&written.min_learning_rate, learning_rate * defaults::MIN_LEARNING_RATE_RATIO);
         if let Some(place) = &written.min_learning_rate
             && min_learning_rate > learning_rate
         {
-            let kind = ProblemKind::MinLearningRate {
-                min: min_learning_rate,
-                max: learning_rate,
-            };
+            let kind = ProblemKind::MinLearningRate { min: min_learning_rate, max: learning_rate };
             let others = [(written.learning_rate.span(), "the highest")];
             self.push(kind, place.span(), &others);
         }
@@ -497,10 +430,7 @@ impl Resolver<'_> {
     }
 
     fn schedule(&mut self, written: &raw::Train, steps: usize, warmup_steps: usize) -> Schedule {
-        match (
-            or(&written.schedule, ScheduleKind::default()),
-            &written.decay_steps,
-        ) {
+        match (or(&written.schedule, ScheduleKind::default()), &written.decay_steps) {
             (ScheduleKind::Cosine, None) => Schedule::Cosine,
             (ScheduleKind::Cosine, Some(decay)) => {
                 let others = place(&written.schedule, "the schedule");
@@ -509,20 +439,14 @@ impl Resolver<'_> {
             }
             (ScheduleKind::Wsd, None) => {
                 let fifth = (steps / defaults::DECAY_PART).max(1);
-                Schedule::Wsd {
-                    decay_steps: fifth.min(steps.saturating_sub(warmup_steps)),
-                }
+                Schedule::Wsd { decay_steps: fifth.min(steps.saturating_sub(warmup_steps)) }
             }
             (ScheduleKind::Wsd, Some(decay)) => {
                 let decay_steps = *decay.value();
                 if warmup_steps <= steps && decay_steps > steps - warmup_steps {
                     let mut others = place(&written.warmup_steps, "warm-up");
                     others.push((written.steps.span(), "steps"));
-                    let kind = ProblemKind::Decay {
-                        warmup_steps,
-                        decay_steps,
-                        steps,
-                    };
+                    let kind = ProblemKind::Decay { warmup_steps, decay_steps, steps };
                     self.push(kind, decay.span(), &others);
                 }
                 Schedule::Wsd { decay_steps }
@@ -532,8 +456,5 @@ impl Resolver<'_> {
 }
 
 fn model_ref(from: &Written<String>, revision: &Option<Written<String>>) -> ModelRef {
-    ModelRef {
-        from: from.value().clone(),
-        revision: or(revision, defaults::REVISION.to_owned()),
-    }
+    ModelRef { from: from.value().clone(), revision: or(revision, defaults::REVISION.to_owned()) }
 }

@@ -342,14 +342,11 @@ impl TryFrom<StudentKeys> for Student {
     type Error = StudentKeysError;
 
     fn try_from(keys: StudentKeys) -> Result<Self, StudentKeysError> {
-        let revision = keys
-            .revision
-            .unwrap_or_else(|| crate::defaults::REVISION.to_owned());
+        let revision = keys.revision.unwrap_or_else(|| crate::defaults::REVISION.to_owned());
         let (init, inherited) = match (keys.from, keys.config, keys.keep_layers) {
-            (Some(from), None, None) => (
-                StudentInit::From(ModelRef { from, revision }),
-                TokenizerChoice::Student,
-            ),
+            (Some(from), None, None) => {
+                (StudentInit::From(ModelRef { from, revision }), TokenizerChoice::Student)
+            }
             (None, Some(config), None) => (StudentInit::Config(config), TokenizerChoice::Teacher),
             (None, None, Some(layers)) => {
                 (StudentInit::KeepLayers(layers), TokenizerChoice::Teacher)

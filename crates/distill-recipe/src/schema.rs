@@ -21,9 +21,7 @@ pub fn schema() -> Value {
 /// [`schema`], generated once.
 pub(crate) static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
     let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
-    let mut schema = settings
-        .into_generator()
-        .into_root_schema_for::<raw::Recipe>();
+    let mut schema = settings.into_generator().into_root_schema_for::<raw::Recipe>();
     RecursiveTransform(without_null_and_format).transform(&mut schema);
     schema.insert("title".to_owned(), json!("distill recipe"));
     schema.to_value()
@@ -67,10 +65,7 @@ mod tests {
 
     #[test]
     fn committed_schema_is_the_generated_one() {
-        let path = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../../recipes/recipe.schema.json"
-        );
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes/recipe.schema.json");
         let mut generated = serde_json::to_string_pretty(&schema()).unwrap();
         generated.push('\n');
         if std::env::var_os("UPDATE_SCHEMA").is_some() {

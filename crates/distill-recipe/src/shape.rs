@@ -14,10 +14,7 @@ use crate::schema::SCHEMA;
 
 /// All that is wrong with single keys.
 pub(crate) fn check(tree: &Tree<'_>) -> Vec<Problem> {
-    let mut walk = Walk {
-        sources: &tree.sources,
-        problems: Vec::new(),
-    };
+    let mut walk = Walk { sources: &tree.sources, problems: Vec::new() };
     // The document's own span is all of it; what is missing at the top is shown on line 1.
     walk.table("", 0..0, tree.root.get_ref(), &SCHEMA);
     walk.problems
@@ -137,40 +134,23 @@ impl Walk<'_> {
         let bound = |key: &str| schema[key].as_f64();
         let broken = [
             ("at least", bound("minimum").filter(|min| number < *min)),
-            (
-                "above",
-                bound("exclusiveMinimum").filter(|min| number <= *min),
-            ),
+            ("above", bound("exclusiveMinimum").filter(|min| number <= *min)),
             ("at most", bound("maximum").filter(|max| number > *max)),
-            (
-                "below",
-                bound("exclusiveMaximum").filter(|max| number >= *max),
-            ),
+            ("below", bound("exclusiveMaximum").filter(|max| number >= *max)),
         ];
         if let Some((words, Some(limit))) = broken.into_iter().find(|(_, limit)| limit.is_some()) {
-            self.push(
-                out_of_range(path, written, format!("{words} {limit}"), schema),
-                span,
-            );
+            self.push(out_of_range(path, written, format!("{words} {limit}"), schema), span);
         }
     }
 }
 
 fn dotted(path: &str, key: &str) -> String {
-    if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
-    }
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
 /// The table as a reader knows it.
 fn table_name(path: &str) -> String {
-    if path.is_empty() {
-        "the recipe".to_owned()
-    } else {
-        format!("[{path}]")
-    }
+    if path.is_empty() { "the recipe".to_owned() } else { format!("[{path}]") }
 }
 
 /// The problem, and the key of this table that was probably meant.
@@ -190,11 +170,7 @@ fn unknown_key(path: &str, key: &str, schema: &Value) -> (ProblemKind, Option<St
     let meant = match inside {
         Some(table) => {
             let below = table.strip_prefix(path).unwrap_or(&table);
-            below
-                .trim_start_matches('.')
-                .split('.')
-                .next()
-                .map(str::to_owned)
+            below.trim_start_matches('.').split('.').next().map(str::to_owned)
         }
         None => similar.clone(),
     };
@@ -217,9 +193,7 @@ fn place_of(key: &str, path: &str, schema: &Value) -> Option<String> {
     if properties.contains_key(key) {
         return Some(path.to_owned());
     }
-    properties
-        .iter()
-        .find_map(|(name, property)| place_of(key, &dotted(path, name), property))
+    properties.iter().find_map(|(name, property)| place_of(key, &dotted(path, name), property))
 }
 
 fn similar(word: &str, known: &[String]) -> Option<String> {
@@ -252,10 +226,7 @@ fn missing_key(path: &str, key: &str, schema: &Value) -> ProblemKind {
 }
 
 fn empty(path: &str, schema: &Value) -> ProblemKind {
-    ProblemKind::Empty {
-        key: path.to_owned(),
-        about: about(schema),
-    }
+    ProblemKind::Empty { key: path.to_owned(), about: about(schema) }
 }
 
 fn out_of_range(path: &str, value: &str, bound: String, schema: &Value) -> ProblemKind {

@@ -28,10 +28,7 @@ learning_rate = 1e-3
 "#;
 
 fn parse(text: &str, overrides: &[&str]) -> Result<Recipe, RecipeError> {
-    let document = Document {
-        path: PathBuf::from("recipes/tiny.toml"),
-        text: text.to_owned(),
-    };
+    let document = Document { path: PathBuf::from("recipes/tiny.toml"), text: text.to_owned() };
     let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
     Recipe::from_document(&document, &overrides)
 }

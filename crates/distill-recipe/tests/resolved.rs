@@ -16,10 +16,7 @@ learning_rate = 1e-3
 "#;
 
 fn resolve(text: &str, overrides: &[&str]) -> Recipe {
-    let document = Document {
-        path: PathBuf::from("tiny.toml"),
-        text: text.to_owned(),
-    };
+    let document = Document { path: PathBuf::from("tiny.toml"), text: text.to_owned() };
     let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
     Recipe::from_document(&document, &overrides).unwrap_or_else(|error| panic!("{error:?}"))
 }
@@ -39,10 +36,7 @@ fn every_default_of_a_minimal_recipe_is_visible() {
     let recipe = resolve(MINIMAL, &[]);
     insta::assert_snapshot!(recipe.to_toml().expect("TOML"));
     assert_eq!(recipe.student.tokenizer, TokenizerChoice::Student);
-    assert_eq!(
-        (recipe.teacher.as_ref(), recipe.distill.as_ref()),
-        (None, None)
-    );
+    assert_eq!((recipe.teacher.as_ref(), recipe.distill.as_ref()), (None, None));
     assert_resolved_toml_is_the_same_recipe(&recipe);
 }
 
@@ -62,29 +56,12 @@ fn resolved_toml_of_every_kind_of_recipe_is_the_same_recipe() {
                   num_hidden_layers = 1, num_attention_heads = 3, head_dim = 64 } }";
     for overrides in [
         vec![teacher, config],
-        vec![
-            teacher,
-            "student={ keep_layers = [0, 3] }",
-            "distill.loss=jsd",
-            "distill.beta=0.1",
-        ],
+        vec![teacher, "student={ keep_layers = [0, 3] }", "distill.loss=jsd", "distill.beta=0.1"],
         vec![config, "student.train_tokenizer=512", "train.schedule=wsd"],
-        vec![
-            config,
-            "student.tokenizer=owner/name",
-            "data.document_separator=\"\\n\\n\"",
-        ],
+        vec![config, "student.tokenizer=owner/name", "data.document_separator=\"\\n\\n\""],
         vec!["quantize={ linears = \"q4_0\", embeddings = \"none\", activations = \"q8_0\" }"],
-        vec![
-            "train.epsilon=1e-300",
-            "seed=9223372036854775807",
-            "backend=wgpu",
-        ],
-        vec![
-            "eval.prompts=[]",
-            "export.gguf=false",
-            "train.min_learning_rate=0",
-        ],
+        vec!["train.epsilon=1e-300", "seed=9223372036854775807", "backend=wgpu"],
+        vec!["eval.prompts=[]", "export.gguf=false", "train.min_learning_rate=0"],
     ] {
         assert_resolved_toml_is_the_same_recipe(&resolve(MINIMAL, &overrides));
     }
@@ -101,10 +78,7 @@ fn an_override_wins_over_the_file_and_the_last_over_the_first() {
 fn an_override_that_is_not_toml_is_a_string() {
     let path = "/models/a b#c=d";
     let recipe = resolve(MINIMAL, &[&format!("student.from={path}")]);
-    let expected = ModelRef {
-        from: path.to_owned(),
-        revision: "main".to_owned(),
-    };
+    let expected = ModelRef { from: path.to_owned(), revision: "main".to_owned() };
     assert_eq!(recipe.student.init, StudentInit::From(expected));
 }
 
@@ -161,10 +135,7 @@ fn every_committed_recipe_is_sound() {
             "{} does not begin with its schema",
             path.display()
         );
-        assert_eq!(
-            path.file_stem().and_then(|stem| stem.to_str()),
-            Some(recipe.name.as_str())
-        );
+        assert_eq!(path.file_stem().and_then(|stem| stem.to_str()), Some(recipe.name.as_str()));
         assert_resolved_toml_is_the_same_recipe(&recipe);
         seen += 1;
     }

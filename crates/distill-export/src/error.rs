@@ -179,6 +179,18 @@ pub enum ExportError {
         /// The id.
         id: u64,
     },
+    /// One token has two ids.
+    #[error("{}: the token {token:?} has the ids {first} and {second}", file.display())]
+    TokenTwice {
+        /// The file.
+        file: PathBuf,
+        /// The token.
+        token: String,
+        /// One id.
+        first: usize,
+        /// The other.
+        second: usize,
+    },
     /// A special token is not in the vocabulary.
     #[error("{}: `{key}` is {token:?}, which tokenizer.json does not have", file.display())]
     UnknownSpecialToken {

@@ -3,6 +3,7 @@
 mod pre;
 mod special;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use distill_gguf::GgufWriter;
@@ -50,11 +51,17 @@ impl Vocabulary {
         let pre = pre::recognise(&tokenizer.json).map_err(|unknown| {
             tokenizer.unsupported(unknown.part, &unknown.found, unknown.supported)
         })?;
+        tokenizer.check_merging(pre)?;
         let (tokens, types) = tokenizer.tokens(config.vocab_size)?;
+        let used: Vec<Option<&str>> = tokens
+            .iter()
+            .zip(&types)
+            .map(|(token, &ty)| (ty != TokenType::Unused).then_some(token.as_str()))
+            .collect();
         Ok(Self {
             pre,
             merges: tokenizer.merges()?,
-            special: SpecialTokens::read(directory, config, &tokenizer.json, &tokens)?,
+            special: SpecialTokens::read(directory, config, &tokenizer.json, &used)?,
             chat_template: special::chat_template(directory)?,
             tokens,
             types,
@@ -108,6 +115,22 @@ impl TokenizerJson {
             let supported = "byte-level BPE (gpt-2, smollm, llama-bpe, qwen2)";
             return Err(self.unsupported("`model`", "a BPE with byte_fallback", supported));
         }
+        for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
+            if model[key].as_str().is_some_and(|affix| !affix.is_empty()) {
+                let found = format!("a BPE with {key} {}", model[key]);
+                return Err(self.unsupported("`model`", found, "a byte-level BPE without affixes"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Only Llama 3's words are taken as they are where they are tokens; runtimes know this by
+    /// the name of the pre-tokenizer.
+    fn check_merging(&self, pre: &str) -> Result<(), ExportError> {
+        if self.json["model"]["ignore_merges"] == true && pre != "llama-bpe" {
+            let found = format!("a BPE with ignore_merges, of pre-tokenizer {pre}");
+            return Err(self.unsupported("`model`", found, "ignore_merges with llama-bpe only"));
+        }
         Ok(())
     }
 
@@ -136,11 +159,35 @@ impl TokenizerJson {
             *slot =
                 Some((content, if special { TokenType::Control } else { TokenType::UserDefined }));
         }
-        let filled = slots.into_iter().enumerate().map(|(id, slot)| match slot {
+        let names = self.distinct(&slots)?;
+        let filler = |id: usize| {
+            let mut name = format!("[PAD{id}]");
+            while names.contains_key(name.as_str()) {
+                name.push('_');
+            }
+            name
+        };
+        let filled = slots.iter().enumerate().map(|(id, slot)| match *slot {
             Some((token, ty)) => (token.to_owned(), ty),
-            None => (format!("[PAD{id}]"), TokenType::Unused),
+            None => (filler(id), TokenType::Unused),
         });
         Ok(filled.unzip())
+    }
+
+    /// The ids of the tokens, each of which must stand for one id only.
+    fn distinct<'t>(
+        &self,
+        slots: &[Option<(&'t str, TokenType)>],
+    ) -> Result<HashMap<&'t str, usize>, ExportError> {
+        let mut ids = HashMap::new();
+        for (id, slot) in slots.iter().enumerate() {
+            let Some((token, _)) = *slot else { continue };
+            if let Some(first) = ids.insert(token, id) {
+                let (file, token) = (self.file.clone(), token.to_owned());
+                return Err(ExportError::TokenTwice { file, token, first, second: id });
+            }
+        }
+        Ok(ids)
     }
 
     fn slot<'s, T>(

@@ -221,3 +221,22 @@ fn a_template_file_comes_before_the_key_and_bos_follows_the_post_processor() {
     assert!(!file.metadata().bool("tokenizer.ggml.add_bos_token").unwrap());
     assert_eq!(file.tensor("token_embd.weight").unwrap().info.row_elements(), HIDDEN);
 }
+
+#[test]
+fn fillers_stay_apart_from_tokens_and_take_no_role() {
+    let mut tiny = Tiny::new(true, 16);
+    tiny.tokenizer["model"]["vocab"]["[PAD76]"] = json!(75);
+    tiny.tokenizer_config["bos_token"] = json!(null);
+    tiny.tokenizer_config["unk_token"] = json!(null);
+    tiny.config["bos_token_id"] = json!(79);
+    tiny.config["unk_token_id"] = json!([75, 1]);
+    let (directory, summary) = export(&tiny, &options(Grid::Q4_0, Grid::Q4_0));
+    summary.unwrap();
+    let file = open(directory.path());
+    let metadata = file.metadata();
+    let tokens = metadata.strings("tokenizer.ggml.tokens").unwrap();
+    assert_eq!(tokens[75..], ["[PAD76]", "[PAD76]_", "[PAD77]", "[PAD78]", "[PAD79]"]);
+    assert_eq!(metadata.optional_u32("tokenizer.ggml.bos_token_id").unwrap(), None);
+    assert_eq!(metadata.u32("tokenizer.ggml.unknown_token_id").unwrap(), 75);
+    assert!(!metadata.bool("tokenizer.ggml.add_bos_token").unwrap());
+}

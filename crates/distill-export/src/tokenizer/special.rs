@@ -38,12 +38,12 @@ pub(super) struct SpecialTokens {
 }
 
 impl SpecialTokens {
-    /// `tokens` are the vocabulary by id.
+    /// `tokens` are those in use, by id.
     pub fn read(
         directory: &Path,
         config: &LlamaConfig,
         tokenizer: &Value,
-        tokens: &[String],
+        tokens: &[Option<&str>],
     ) -> Result<Self, ExportError> {
         let mut ids = [None; 4];
         for name in ["tokenizer_config.json", "special_tokens_map.json"] {
@@ -60,10 +60,10 @@ impl SpecialTokens {
             let value = &config.json[role.id];
             let value = value.as_u64().or_else(|| value.get(0)?.as_u64());
             let known = value.and_then(|id| u32::try_from(id).ok());
-            *id = id.or(known.filter(|&id| (id as usize) < tokens.len()));
+            *id = id.or(known.filter(|&id| tokens.get(id as usize).copied().flatten().is_some()));
         }
         let around = surrounding(&tokenizer["post_processor"]);
-        let token = |id: Option<u32>| id.map(|id| tokens[id as usize].as_str());
+        let token = |id: Option<u32>| id.and_then(|id| tokens[id as usize]);
         let is = |found: Option<&str>, id: Option<u32>| found.is_some() && found == token(id);
         let add_bos = is(around.first, ids[0]);
         let add_eos = is(around.last, ids[1]);
@@ -86,7 +86,7 @@ fn spelt(
     value: &Value,
     role: &Role,
     file: &Path,
-    tokens: &[String],
+    tokens: &[Option<&str>],
 ) -> Result<Option<u32>, ExportError> {
     if value.is_null() {
         return Ok(None);
@@ -99,7 +99,7 @@ fn spelt(
             supported: "a string, or an object with `content`",
         });
     };
-    match tokens.iter().position(|known| known == token) {
+    match tokens.iter().position(|known| *known == Some(token)) {
         Some(id) => Ok(u32::try_from(id).ok()),
         None => Err(ExportError::UnknownSpecialToken {
             file: file.to_owned(),

@@ -3,6 +3,7 @@
 mod byte_level;
 mod directory;
 mod gguf;
+mod pieces;
 mod save;
 mod train;
 mod vocabulary;
@@ -25,6 +26,10 @@ pub struct TextTokenizer {
     inner: Tokenizer,
     special: SpecialIds,
     adds_bos: bool,
+    /// Whether long texts may be encoded in pieces.
+    can_cut: bool,
+    /// What is put before and behind a text, where that is simply to be told.
+    around: Option<(Vec<u32>, Vec<u32>)>,
     chat_template: Option<String>,
     /// `tokenizer_config.json` as it was read, so that saving keeps what is not understood here.
     config: Map<String, Value>,
@@ -52,12 +57,19 @@ impl TextTokenizer {
             inner,
             special,
             adds_bos: false,
+            can_cut: false,
+            around: None,
             chat_template,
             config,
         };
         // The post-processor decides; what configuration files say about it is advisory.
         let empty = tokenizer.encode("", true)?;
         tokenizer.adds_bos = special.bos.is_some() && empty.first().copied() == special.bos;
+        tokenizer.can_cut = pieces::can_cut(&tokenizer.inner);
+        let (prefix, suffix) = empty.split_at(usize::from(tokenizer.adds_bos));
+        let known =
+            suffix.is_empty() || (suffix.len() == 1 && suffix.first().copied() == special.eos);
+        tokenizer.around = known.then(|| (prefix.to_vec(), suffix.to_vec()));
         Ok(tokenizer)
     }
 
@@ -84,12 +96,25 @@ impl TextTokenizer {
         texts: &[String],
         add_special: bool,
     ) -> Result<Vec<Vec<u32>>, DataError> {
-        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        let encodings = self
-            .inner
-            .encode_batch_fast(texts, add_special)
-            .map_err(|source| DataError::Tokenizer { action: "encode a text", source })?;
-        Ok(encodings.iter().map(|encoding| encoding.get_ids().to_vec()).collect())
+        let failed = |source| DataError::Tokenizer { action: "encode a text", source };
+        let Some((prefix, suffix)) = self.around.as_ref().filter(|_| self.can_cut) else {
+            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+            let encodings = self.inner.encode_batch_fast(texts, add_special).map_err(failed)?;
+            return Ok(encodings.iter().map(|encoding| encoding.get_ids().to_vec()).collect());
+        };
+        let pieces: Vec<Vec<&str>> =
+            texts.iter().map(|text| pieces::pieces(text).collect()).collect();
+        let encodings = self.inner.encode_batch_fast(pieces.concat(), false).map_err(failed)?;
+        let mut encodings = encodings.iter();
+        let whole = |pieces: &Vec<&str>| {
+            let mut ids = if add_special { prefix.clone() } else { Vec::new() };
+            for encoding in encodings.by_ref().take(pieces.len()) {
+                ids.extend_from_slice(encoding.get_ids());
+            }
+            ids.extend(suffix.iter().filter(|_| add_special));
+            ids
+        };
+        Ok(pieces.iter().map(whole).collect())
     }
 
     /// The text of `ids`, special tokens included as they are spelt; ids outside the vocabulary

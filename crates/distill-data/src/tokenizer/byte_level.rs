@@ -72,6 +72,26 @@ impl PreTokenizer {
     }
 }
 
+/// Whether a serialised pre-tokenizer splits words as one of the families does.
+pub(super) fn is_known(pre_tokenizer: &Value) -> bool {
+    let kind = |value: &Value| value["type"].as_str().unwrap_or_default().to_owned();
+    match kind(pre_tokenizer).as_str() {
+        "Sequence" => {
+            let steps = pre_tokenizer["pretokenizers"].as_array();
+            steps.is_some_and(|steps| !steps.is_empty() && steps.iter().all(is_known))
+        }
+        "ByteLevel" => pre_tokenizer["add_prefix_space"] == false,
+        "Digits" => true,
+        "Split" => {
+            let words = pre_tokenizer["pattern"]["Regex"].as_str();
+            words.is_some_and(|words| [LLAMA_BPE_WORDS, QWEN2_WORDS].contains(&words))
+                && pre_tokenizer["behavior"] == "Isolated"
+                && pre_tokenizer["invert"] == false
+        }
+        _ => false,
+    }
+}
+
 fn byte_level(use_regex: bool) -> Value {
     json!({
         "type": "ByteLevel",
@@ -182,4 +202,27 @@ impl ByteLevelBpe<'_> {
             "special_tokens": special,
         })
     }
+}
+
+/// A family's tokenizer with the 256 bytes, a few merges and the added token `<e>`.
+#[cfg(test)]
+pub(super) fn example(name: &str) -> Tokenizer {
+    use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+
+    let mut tokens: Vec<String> = ByteLevel::alphabet().iter().map(char::to_string).collect();
+    tokens.sort_unstable();
+    let merges = [("a", "b"), ("Ġ", "a"), ("Ċ", "Ċ"), ("Ġ", "Ġ"), (".", "Ċ"), ("ab", "c")];
+    tokens.extend(merges.iter().map(|(left, right)| [*left, *right].concat()));
+    tokens.push("<e>".into());
+    let added = AddedToken { content: "<e>", id: tokens.len() as u32 - 1, special: true };
+    ByteLevelBpe {
+        pre: PreTokenizer::from_name(name).unwrap(),
+        vocabulary: tokens.iter().map(String::as_str).zip(0..).collect(),
+        merges: merges.to_vec(),
+        added: vec![added],
+        prefix: None,
+        suffix: None,
+    }
+    .build()
+    .unwrap()
 }

@@ -7,7 +7,8 @@
 use std::io::Write as _;
 
 use distill_edge::{
-    Activations, EdgeError, LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions, bench, generate,
+    Activations, EdgeError, LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions,
+    bench, generate,
 };
 
 fn main() -> Result<(), EdgeError> {
@@ -16,14 +17,22 @@ fn main() -> Result<(), EdgeError> {
         eprintln!("usage: generate MODEL PROMPT|--bench [NEW_TOKENS] [THREADS] [q8_0|float]");
         std::process::exit(2);
     };
-    let number = |i: usize, default| rest.get(i).and_then(|s: &String| s.parse().ok()).unwrap_or(default);
-    let activations = rest.get(2).map(|s| if s == "float" { Activations::Float } else { Activations::Q8_0 });
+    let number =
+        |i: usize, default| rest.get(i).and_then(|s: &String| s.parse().ok()).unwrap_or(default);
+    let activations =
+        rest.get(2).map(|s| if s == "float" { Activations::Float } else { Activations::Q8_0 });
     let options = LoadOptions { activations, threads: number(1, 0), ..LoadOptions::default() };
     let start = std::time::Instant::now();
     let model = Model::load(path.as_ref(), &options)?;
-    eprintln!("loaded in {:.0} ms; kernels: {}; {:?} activations", start.elapsed().as_secs_f64() * 1e3, model.kernel_name(), model.activations());
+    eprintln!(
+        "loaded in {:.0} ms; kernels: {}; {:?} activations",
+        start.elapsed().as_secs_f64() * 1e3,
+        model.kernel_name(),
+        model.activations()
+    );
     if prompt == "--bench" {
-        let options = bench::BenchOptions { generate: number(0, 128), ..bench::BenchOptions::default() };
+        let options =
+            bench::BenchOptions { generate: number(0, 128), ..bench::BenchOptions::default() };
         println!("{:#?}", bench::bench(&model, &options)?);
         return Ok(());
     }

@@ -54,11 +54,18 @@ impl Stripe {
     ///
     /// # Errors
     /// If the memory cannot be reserved.
-    pub fn new(config: &Config, heads: usize, context: usize, kv: KvType) -> Result<Self, EdgeError> {
+    pub fn new(
+        config: &Config,
+        heads: usize,
+        context: usize,
+        kv: KvType,
+    ) -> Result<Self, EdgeError> {
         let elements = [config.layers, heads, context, config.head_dim]
             .into_iter()
             .try_fold(1_usize, |product, n| product.checked_mul(n))
-            .filter(|&n| n.checked_mul(kv.bytes()).is_some_and(|bytes| bytes <= isize::MAX as usize))
+            .filter(|&n| {
+                n.checked_mul(kv.bytes()).is_some_and(|bytes| bytes <= isize::MAX as usize)
+            })
             .ok_or(EdgeError::Memory { context, bytes: usize::MAX })?;
         let store = || -> Result<Store, EdgeError> {
             // Reserving first turns "out of memory" into an error; the zeroed allocation that
@@ -81,7 +88,15 @@ impl Stripe {
     }
 
     /// Stores one position of one head: `from` [head_dim].
-    pub fn write(&mut self, part: Part, layer: usize, head: usize, position: usize, from: &[f32], kernels: &Kernels) {
+    pub fn write(
+        &mut self,
+        part: Part,
+        layer: usize,
+        head: usize,
+        position: usize,
+        from: &[f32],
+        kernels: &Kernels,
+    ) {
         let range = self.range(layer, head, position..position + 1);
         let store = match part {
             Part::Key => &mut self.keys,

@@ -35,7 +35,10 @@ impl Config {
     pub(crate) fn from_metadata(metadata: &Metadata, file: &Path) -> Result<Self, EdgeError> {
         let architecture = metadata.string("general.architecture")?;
         if architecture != "llama" {
-            return Err(EdgeError::Architecture { file: file.to_owned(), found: architecture.to_owned() });
+            return Err(EdgeError::Architecture {
+                file: file.to_owned(),
+                found: architecture.to_owned(),
+            });
         }
         let reader = Reader { metadata, file };
         let heads = reader.size("llama.attention.head_count")?;
@@ -47,7 +50,9 @@ impl Config {
             feed_forward: reader.size("llama.feed_forward_length")?,
             heads,
             kv_heads: reader.optional_size("llama.attention.head_count_kv")?.unwrap_or(heads),
-            head_dim: reader.optional_size("llama.attention.key_length")?.unwrap_or(hidden_size / heads),
+            head_dim: reader
+                .optional_size("llama.attention.key_length")?
+                .unwrap_or(hidden_size / heads),
             rms_epsilon: metadata.f32("llama.attention.layer_norm_rms_epsilon")?,
             rope_theta: metadata.optional_f32("llama.rope.freq_base")?.unwrap_or(10_000.0),
             vocab_size: metadata.strings("tokenizer.ggml.tokens")?.len(),
@@ -91,14 +96,20 @@ impl Reader<'_> {
             return Err(self.refuse("llama.attention.head_count_kv", kv_heads, expected));
         }
         if head_dim == 0 || head_dim % 2 == 1 {
-            return Err(self.refuse("llama.attention.key_length", head_dim, "an even number: RoPE turns pairs"));
+            return Err(self.refuse(
+                "llama.attention.key_length",
+                head_dim,
+                "an even number: RoPE turns pairs",
+            ));
         }
         for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
             if let Some(found) = self.optional_size(key)?.filter(|&n| n != head_dim) {
                 return Err(self.refuse(key, found, format!("the head's length, {head_dim}")));
             }
         }
-        if let Some(found) = self.optional_size("llama.vocab_size")?.filter(|&n| n != config.vocab_size) {
+        if let Some(found) =
+            self.optional_size("llama.vocab_size")?.filter(|&n| n != config.vocab_size)
+        {
             let expected = format!("the length of tokenizer.ggml.tokens, {}", config.vocab_size);
             return Err(self.refuse("llama.vocab_size", found, expected));
         }
@@ -111,9 +122,15 @@ impl Reader<'_> {
             return Err(self.refuse(key, config.rms_epsilon, "a finite number, not negative"));
         }
         if !positive(config.rope_theta) {
-            return Err(self.refuse("llama.rope.freq_base", config.rope_theta, "a positive finite number"));
+            return Err(self.refuse(
+                "llama.rope.freq_base",
+                config.rope_theta,
+                "a positive finite number",
+            ));
         }
-        if let Some(kind) = self.metadata.optional_string("llama.rope.scaling.type")?.filter(|&k| k != "none") {
+        if let Some(kind) =
+            self.metadata.optional_string("llama.rope.scaling.type")?.filter(|&k| k != "none")
+        {
             let expected = "`none` (Llama 3's scaling is the tensor rope_freqs.weight)";
             return Err(self.refuse("llama.rope.scaling.type", format!("`{kind}`"), expected));
         }

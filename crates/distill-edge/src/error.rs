@@ -115,7 +115,9 @@ pub enum EdgeError {
         merge: String,
     },
     /// A prompt or continuation longer than the session's context.
-    #[error("{tokens} more tokens after {position} do not fit into a context of {context}. Open the session with a larger context or shorten the text")]
+    #[error(
+        "{tokens} more tokens after {position} do not fit into a context of {context}. Open the session with a larger context or shorten the text"
+    )]
     ContextOverflow {
         /// Tokens already in the session.
         position: usize,
@@ -125,10 +127,14 @@ pub enum EdgeError {
         context: usize,
     },
     /// A call with no token at all.
-    #[error("no tokens were given; at least one is needed to predict the next. A model without a BOS token needs a non-empty prompt")]
+    #[error(
+        "no tokens were given; at least one is needed to predict the next. A model without a BOS token needs a non-empty prompt"
+    )]
     NoTokens,
     /// A token id outside the vocabulary.
-    #[error("token {index} is {id}, but the vocabulary has {vocab_size} tokens. Was the text encoded by another model's tokenizer?")]
+    #[error(
+        "token {index} is {id}, but the vocabulary has {vocab_size} tokens. Was the text encoded by another model's tokenizer?"
+    )]
     TokenId {
         /// The place in the tokens given.
         index: usize,
@@ -138,7 +144,9 @@ pub enum EdgeError {
         vocab_size: usize,
     },
     /// Not enough memory for a session.
-    #[error("a session with a context of {context} tokens needs more memory than there is ({bytes} bytes for its key-value cache). Ask for a smaller context")]
+    #[error(
+        "a session with a context of {context} tokens needs more memory than there is ({bytes} bytes for its key-value cache). Ask for a smaller context"
+    )]
     Memory {
         /// The context asked for, in tokens.
         context: usize,

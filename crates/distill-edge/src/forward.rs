@@ -93,7 +93,12 @@ impl Worker {
         for (t, &token) in tokens.iter().enumerate() {
             let row = token as usize;
             let bytes = model.weights.embedding.rows(&model.file, row..row + 1);
-            dequantize(model, model.weights.embedding.ty, bytes, &mut self.scratch.residual[t * hidden..(t + 1) * hidden]);
+            dequantize(
+                model,
+                model.weights.embedding.ty,
+                bytes,
+                &mut self.scratch.residual[t * hidden..(t + 1) * hidden],
+            );
             let pairs = shared.frequencies.len();
             let rotation = &mut self.scratch.rotation[t * pairs..(t + 1) * pairs];
             rope::rotation_at(position + t, &shared.frequencies, rotation);
@@ -107,13 +112,25 @@ impl Worker {
             self.add_rows(shared, &layer.attention_output, tokens.len());
             self.feed_forward(shared, layer, tokens.len());
             shared.team.barrier();
-            self.gather(&shared.exchanges.feed_forward, shared, |s| s.feed_forward_rows.clone(), tokens.len());
+            self.gather(
+                &shared.exchanges.feed_forward,
+                shared,
+                |s| s.feed_forward_rows.clone(),
+                tokens.len(),
+            );
             self.add_rows(shared, &layer.down, tokens.len());
         }
     }
 
     /// Writes this thread's queries to the exchange, and its keys and values to the cache.
-    fn project_attention(&mut self, shared: &Shared, l: usize, layer: &Layer, tokens: usize, position: usize) {
+    fn project_attention(
+        &mut self,
+        shared: &Shared,
+        l: usize,
+        layer: &Layer,
+        tokens: usize,
+        position: usize,
+    ) {
         let model = &*shared.model;
         let share = &shared.shares[self.index];
         let head_dim = model.config.head_dim;
@@ -124,7 +141,11 @@ impl Worker {
         let rows = share.query_rows.len();
         self.scratch.multiply(model, &layer.query, share.query_rows.clone(), tokens, &mut query);
         if rows > 0 {
-            for (query, rotation) in query.chunks_exact_mut(rows).zip(self.scratch.rotation.chunks_exact(head_dim / 2)).take(tokens) {
+            for (query, rotation) in query
+                .chunks_exact_mut(rows)
+                .zip(self.scratch.rotation.chunks_exact(head_dim / 2))
+                .take(tokens)
+            {
                 rope::rotate(query, share.query_rows.start, head_dim, rotation);
             }
         }
@@ -135,11 +156,18 @@ impl Worker {
             let mut new = std::mem::take(&mut self.scratch.key_value);
             self.scratch.multiply(model, matrix, kv_rows.clone(), tokens, &mut new);
             // [tokens, heads, head_dim]
-            for (n, head) in new.chunks_exact_mut(head_dim).take(tokens * share.kv_heads.len()).enumerate() {
+            for (n, head) in
+                new.chunks_exact_mut(head_dim).take(tokens * share.kv_heads.len()).enumerate()
+            {
                 let (t, h) = (n / share.kv_heads.len(), n % share.kv_heads.len());
                 if part == Part::Key {
                     let pairs = head_dim / 2;
-                    rope::rotate(head, 0, head_dim, &self.scratch.rotation[t * pairs..(t + 1) * pairs]);
+                    rope::rotate(
+                        head,
+                        0,
+                        head_dim,
+                        &self.scratch.rotation[t * pairs..(t + 1) * pairs],
+                    );
                 }
                 cache.write(part, l, h, position + t, head, model.kernels);
             }
@@ -169,7 +197,8 @@ impl Worker {
             }
             let kv_head = head / (config.heads / config.kv_heads);
             // Every kv head is in exactly one share.
-            let owner = shared.shares.iter().position(|s| s.kv_heads.contains(&kv_head)).unwrap_or(0);
+            let owner =
+                shared.shares.iter().position(|s| s.kv_heads.contains(&kv_head)).unwrap_or(0);
             let cache = read(&shared.cache[owner]);
             let local = kv_head - shared.shares[owner].kv_heads.start;
             let scores = &mut self.scratch.scores[..position + t + 1];
@@ -187,12 +216,19 @@ impl Worker {
             let (head, t) = (task / tokens, task % tokens);
             let from = task / threads * head_dim;
             let to = t * columns + head * head_dim;
-            self.scratch.input[to..to + head_dim].copy_from_slice(&stripes[task % threads][from..from + head_dim]);
+            self.scratch.input[to..to + head_dim]
+                .copy_from_slice(&stripes[task % threads][from..from + head_dim]);
         }
     }
 
     /// Collects an exchange of rows into the input, [tokens, all rows].
-    fn gather(&mut self, exchange: &Exchange, shared: &Shared, rows: fn(&Share) -> Range<usize>, tokens: usize) {
+    fn gather(
+        &mut self,
+        exchange: &Exchange,
+        shared: &Shared,
+        rows: fn(&Share) -> Range<usize>,
+        tokens: usize,
+    ) {
         let columns = shared.shares.last().map_or(0, |share| rows(share).end);
         for (share, stripe) in shared.shares.iter().zip(&exchange.stripes) {
             let (rows, stripe) = (rows(share), read(stripe));
@@ -209,15 +245,24 @@ impl Worker {
         self.prepare_input(model, matrix.columns, tokens);
         {
             let mut delta = write(&shared.exchanges.delta.stripes[self.index]);
-            self.scratch.multiply(model, matrix, shared.shares[self.index].hidden_rows.clone(), tokens, &mut delta);
+            self.scratch.multiply(
+                model,
+                matrix,
+                shared.shares[self.index].hidden_rows.clone(),
+                tokens,
+                &mut delta,
+            );
         }
         shared.team.barrier();
         let hidden = model.config.hidden_size;
         for (share, stripe) in shared.shares.iter().zip(&shared.exchanges.delta.stripes) {
             let (rows, stripe) = (share.hidden_rows.clone(), read(stripe));
             for t in 0..tokens {
-                let residual = &mut self.scratch.residual[t * hidden + rows.start..t * hidden + rows.end];
-                for (x, delta) in residual.iter_mut().zip(&stripe[t * rows.len()..(t + 1) * rows.len()]) {
+                let residual =
+                    &mut self.scratch.residual[t * hidden + rows.start..t * hidden + rows.end];
+                for (x, delta) in
+                    residual.iter_mut().zip(&stripe[t * rows.len()..(t + 1) * rows.len()])
+                {
                     *x += delta;
                 }
             }
@@ -256,7 +301,8 @@ impl Worker {
     /// input[0..n] = rms_norm(residual[tokens]).
     fn normalise(&mut self, model: &Inner, weight: &[f32], tokens: Range<usize>) {
         let hidden = model.config.hidden_size;
-        let residual = self.scratch.residual[tokens.start * hidden..tokens.end * hidden].chunks_exact(hidden);
+        let residual =
+            self.scratch.residual[tokens.start * hidden..tokens.end * hidden].chunks_exact(hidden);
         for (x, out) in residual.zip(self.scratch.input.chunks_exact_mut(hidden)) {
             (model.kernels.rms_norm)(x, weight, model.config.rms_epsilon, out);
         }
@@ -270,7 +316,11 @@ impl Worker {
         }
         let Scratch { input, codes, scales, .. } = &mut self.scratch;
         let n = tokens * columns;
-        (model.kernels.quantize_activations)(&input[..n], &mut codes[..n], &mut scales[..n / BLOCK]);
+        (model.kernels.quantize_activations)(
+            &input[..n],
+            &mut codes[..n],
+            &mut scales[..n / BLOCK],
+        );
         if model.has_float_linears {
             let blocks = input[..n].as_chunks_mut::<BLOCK>().0.iter_mut();
             for ((block, codes), scale) in blocks.zip(codes.as_chunks::<BLOCK>().0).zip(&*scales) {
@@ -282,7 +332,14 @@ impl Worker {
 
 impl Scratch {
     /// `y[t, r] = matrix[rows.start + r] · input[t]`, with `y` [tokens, rows].
-    fn multiply(&mut self, model: &Inner, matrix: &Matrix, rows: Range<usize>, tokens: usize, y: &mut [f32]) {
+    fn multiply(
+        &mut self,
+        model: &Inner,
+        matrix: &Matrix,
+        rows: Range<usize>,
+        tokens: usize,
+        y: &mut [f32],
+    ) {
         let (columns, stride) = (matrix.columns, rows.len());
         if rows.is_empty() {
             return;
@@ -301,7 +358,13 @@ impl Scratch {
             let last = (first + PANEL).min(rows.end);
             let panel = &mut self.panel[..(last - first) * columns];
             dequantize(model, matrix.ty, matrix.rows(&model.file, first..last), panel);
-            (model.kernels.matmul_f32)(panel, &self.input[..n], columns, &mut y[first - rows.start..], stride);
+            (model.kernels.matmul_f32)(
+                panel,
+                &self.input[..n],
+                columns,
+                &mut y[first - rows.start..],
+                stride,
+            );
         }
     }
 }

@@ -93,7 +93,17 @@ impl Model {
             threads => threads,
         };
         let path = path.to_owned();
-        let inner = Inner { file, path, config, weights, tokenizer, kernels, activations, has_float_linears, threads };
+        let inner = Inner {
+            file,
+            path,
+            config,
+            weights,
+            tokenizer,
+            kernels,
+            activations,
+            has_float_linears,
+            threads,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -146,9 +156,11 @@ fn preferred_activations(file: &GgufFile, path: &Path) -> Result<Option<Activati
 fn require_whole_blocks(weights: &Weights, path: &Path) -> Result<(), EdgeError> {
     let broken = |matrix: &Matrix| !matrix.columns.is_multiple_of(BLOCK);
     match weights.linears().find(|(_, matrix)| broken(matrix)) {
-        Some((tensor, matrix)) => {
-            Err(EdgeError::NotWholeBlocks { file: path.to_owned(), tensor, columns: matrix.columns })
-        }
+        Some((tensor, matrix)) => Err(EdgeError::NotWholeBlocks {
+            file: path.to_owned(),
+            tensor,
+            columns: matrix.columns,
+        }),
         None => Ok(()),
     }
 }

@@ -61,7 +61,8 @@ fn query_rows(config: &Config, threads: usize) -> Vec<usize> {
     let mut left = total;
     let mut rows: Vec<usize> = (0..threads)
         .map(|w| {
-            let rows = (wanted.saturating_sub(kv_rows(w)).next_multiple_of(GROUP)).min(left) / 2 * 2;
+            let rows =
+                (wanted.saturating_sub(kv_rows(w)).next_multiple_of(GROUP)).min(left) / 2 * 2;
             left -= rows;
             rows
         })
@@ -79,7 +80,9 @@ mod tests {
 
     #[test]
     fn shares_cover_every_row_once_and_keep_pairs_together() {
-        for (heads, kv_heads, head_dim) in [(9, 3, 64), (4, 4, 16), (32, 8, 64), (3, 1, 2), (8, 1, 10)] {
+        for (heads, kv_heads, head_dim) in
+            [(9, 3, 64), (4, 4, 16), (32, 8, 64), (3, 1, 2), (8, 1, 10)]
+        {
             for threads in 1..=9 {
                 let config = Config {
                     heads,
@@ -110,7 +113,8 @@ mod tests {
 
     #[test]
     fn uneven_heads_are_balanced_by_queries() {
-        let config = Config { heads: 9, kv_heads: 3, head_dim: 64, hidden_size: 576, ..Config::default() };
+        let config =
+            Config { heads: 9, kv_heads: 3, head_dim: 64, hidden_size: 576, ..Config::default() };
         let shares = shares(&config, 2);
         let rows = |s: &Share| s.query_rows.len() + 2 * 64 * s.kv_heads.len();
         assert_eq!((rows(&shares[0]), rows(&shares[1])), (480, 480));

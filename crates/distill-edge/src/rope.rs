@@ -46,7 +46,14 @@ mod tests {
         // Two heads, from the second pair of the first: pairs 1, 0, 1.
         let mut rows = [1.0, 0.0, 1.0, 0.0, 0.0, 2.0];
         rotate(&mut rows, 2, 4, &rotation);
-        let want = [0.015_f64.cos(), 0.015_f64.sin(), 3_f64.cos(), 3_f64.sin(), -2.0 * 0.015_f64.sin(), 2.0 * 0.015_f64.cos()];
+        let want = [
+            0.015_f64.cos(),
+            0.015_f64.sin(),
+            3_f64.cos(),
+            3_f64.sin(),
+            -2.0 * 0.015_f64.sin(),
+            2.0 * 0.015_f64.cos(),
+        ];
         for (got, want) in rows.iter().zip(want) {
             assert!((f64::from(*got) - want).abs() < 1e-6);
         }

@@ -47,7 +47,8 @@ impl Sampler {
             return argmax(logits);
         }
         self.candidates.clear();
-        self.candidates.extend(logits.iter().zip(0..).filter(|(l, _)| !l.is_nan()).map(|(&l, id)| (l, id)));
+        self.candidates
+            .extend(logits.iter().zip(0..).filter(|(l, _)| !l.is_nan()).map(|(&l, id)| (l, id)));
         self.keep_top_k();
         self.weigh();
         self.keep_top_p();
@@ -212,11 +213,23 @@ mod tests {
     fn top_k_top_p_and_min_p_cut_the_tail() {
         let base = SamplerOptions { temperature: 1.0, ..SamplerOptions::default() };
         let alive = |options| share(options, &LOGITS).iter().map(|&s| s > 0.0).collect::<Vec<_>>();
-        assert_eq!(alive(SamplerOptions { top_k: 1, ..base.clone() }), [false, true, false, false, false]);
-        assert_eq!(alive(SamplerOptions { top_k: 3, ..base.clone() }), [false, true, true, true, false]);
+        assert_eq!(
+            alive(SamplerOptions { top_k: 1, ..base.clone() }),
+            [false, true, false, false, false]
+        );
+        assert_eq!(
+            alive(SamplerOptions { top_k: 3, ..base.clone() }),
+            [false, true, true, true, false]
+        );
         // Probabilities: 0.43, 0.43, 0.16 (id 2), 0.06 (id 0) in descending order.
-        assert_eq!(alive(SamplerOptions { top_p: 0.5, ..base.clone() }), [false, true, false, true, false]);
-        assert_eq!(alive(SamplerOptions { top_p: 0.0, ..base.clone() }), [false, true, false, false, false]);
+        assert_eq!(
+            alive(SamplerOptions { top_p: 0.5, ..base.clone() }),
+            [false, true, false, true, false]
+        );
+        assert_eq!(
+            alive(SamplerOptions { top_p: 0.0, ..base.clone() }),
+            [false, true, false, false, false]
+        );
         assert_eq!(alive(SamplerOptions { min_p: 0.3, ..base }), [false, true, true, true, false]);
     }
 
@@ -235,12 +248,19 @@ mod tests {
     fn the_generator_matches_its_published_first_outputs() {
         // xoshiro256++ from state 1, 2, 3, 4: the reference implementation's first outputs.
         let mut random = Random { state: [1, 2, 3, 4] };
-        assert_eq!([random.next(), random.next(), random.next()], [41_943_041, 58_720_359, 3_588_806_011_781_223]);
+        assert_eq!(
+            [random.next(), random.next(), random.next()],
+            [41_943_041, 58_720_359, 3_588_806_011_781_223]
+        );
     }
 
     #[test]
     fn infinite_logits_do_not_break_the_draw() {
-        let mut sampler = Sampler::new(SamplerOptions { temperature: 1.0, top_p: 0.9, ..SamplerOptions::default() });
+        let mut sampler = Sampler::new(SamplerOptions {
+            temperature: 1.0,
+            top_p: 0.9,
+            ..SamplerOptions::default()
+        });
         assert_eq!(sampler.sample(&[f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY]), 1);
         assert_eq!(sampler.sample(&[0.0, f32::INFINITY]), 1);
         assert!(sampler.sample(&[f32::NEG_INFINITY; 3]) < 3);

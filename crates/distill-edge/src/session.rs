@@ -51,7 +51,9 @@ impl Session {
         let shares = plan::shares(config, threads);
         let cache = shares
             .iter()
-            .map(|share| Stripe::new(config, share.kv_heads.len(), context, options.kv).map(RwLock::new))
+            .map(|share| {
+                Stripe::new(config, share.kv_heads.len(), context, options.kv).map(RwLock::new)
+            })
             .collect::<Result<_, _>>()?;
         let shared = Arc::new(Shared {
             team: Team::new(threads),
@@ -69,8 +71,14 @@ impl Session {
             index,
         };
         let logits = vec![0.0; config.vocab_size];
-        let mut session =
-            Self { model: model.clone(), worker: worker(0), threads: Vec::new(), context, position: 0, logits };
+        let mut session = Self {
+            model: model.clone(),
+            worker: worker(0),
+            threads: Vec::new(),
+            context,
+            position: 0,
+            logits,
+        };
         for index in 1..threads {
             let worker = worker(index);
             let thread = std::thread::Builder::new()
@@ -112,7 +120,11 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::prefill`]; `each` has then not been called.
-    pub fn score(&mut self, tokens: &[u32], mut each: impl FnMut(usize, &[f32])) -> Result<(), EdgeError> {
+    pub fn score(
+        &mut self,
+        tokens: &[u32],
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), EdgeError> {
         self.check(tokens)?;
         for chunk in tokens.chunks(TILE) {
             let position = self.position;
@@ -199,7 +211,8 @@ impl Session {
         let shared = &self.worker.shared;
         for (share, stripe) in shared.shares.iter().zip(&shared.exchanges.logits.stripes) {
             let (rows, stripe) = (share.vocab_rows.clone(), read(stripe));
-            self.logits[rows.clone()].copy_from_slice(&stripe[t * rows.len()..(t + 1) * rows.len()]);
+            self.logits[rows.clone()]
+                .copy_from_slice(&stripe[t * rows.len()..(t + 1) * rows.len()]);
         }
     }
 }

@@ -140,7 +140,8 @@ impl Weights {
 
     /// Bytes of weights read to compute one token: all but the embedding's other rows.
     pub fn bytes_per_token(&self) -> usize {
-        let norms: usize = self.layers.iter().map(|l| l.attention_norm.len() + l.feed_forward_norm.len()).sum();
+        let norms: usize =
+            self.layers.iter().map(|l| l.attention_norm.len() + l.feed_forward_norm.len()).sum();
         let norms = 4 * (norms + self.output_norm.len());
         norms + self.linears().map(|(_, matrix)| matrix.range.len()).sum::<usize>()
     }
@@ -164,10 +165,18 @@ impl Loader<'_> {
     }
 
     /// The type and place of a tensor of exactly these dims.
-    fn find(&mut self, tensor: &str, dims: &[usize]) -> Result<(GgmlType, Range<usize>), EdgeError> {
+    fn find(
+        &mut self,
+        tensor: &str,
+        dims: &[usize],
+    ) -> Result<(GgmlType, Range<usize>), EdgeError> {
         let expected: Vec<u64> = dims.iter().map(|&d| d as u64).collect();
         let Some(view) = self.file.tensor(tensor) else {
-            return Err(EdgeError::MissingTensor { file: self.path.to_owned(), tensor: tensor.to_owned(), expected });
+            return Err(EdgeError::MissingTensor {
+                file: self.path.to_owned(),
+                tensor: tensor.to_owned(),
+                expected,
+            });
         };
         if significant(&view.info.dims) != significant(&expected) {
             return Err(EdgeError::Shape {
@@ -197,9 +206,12 @@ impl Loader<'_> {
         let bytes = self.file.bytes()[range].as_chunks::<4>().0;
         let values: Vec<f32> = bytes.iter().map(|b| f32::from_le_bytes(*b)).collect();
         match values.iter().position(|v| !v.is_finite()) {
-            Some(index) => {
-                Err(EdgeError::NotFinite { file: self.path.to_owned(), tensor, index, found: values[index] })
-            }
+            Some(index) => Err(EdgeError::NotFinite {
+                file: self.path.to_owned(),
+                tensor,
+                index,
+                found: values[index],
+            }),
             None => Ok(values),
         }
     }
@@ -210,9 +222,10 @@ impl Loader<'_> {
 
     fn refuse_others(&self) -> Result<(), EdgeError> {
         match self.file.tensors().iter().find(|t| !self.known.contains(&t.name)) {
-            Some(other) => {
-                Err(EdgeError::UnexpectedTensor { file: self.path.to_owned(), tensor: other.name.clone() })
-            }
+            Some(other) => Err(EdgeError::UnexpectedTensor {
+                file: self.path.to_owned(),
+                tensor: other.name.clone(),
+            }),
             None => Ok(()),
         }
     }

@@ -43,7 +43,8 @@ pub(crate) type MatmulQ8 = fn(w: &[u8], x: Codes<'_>, columns: usize, y: &mut [f
 ///
 /// # Shapes
 /// - `q`, `out`: [head_dim]; `k`, `v`: [positions, head_dim]; `scores`: [positions] scratch
-pub(crate) type Attend<T> = fn(q: &[f32], k: &[T], v: &[T], scale: f32, scores: &mut [f32], out: &mut [f32]);
+pub(crate) type Attend<T> =
+    fn(q: &[f32], k: &[T], v: &[T], scale: f32, scores: &mut [f32], out: &mut [f32]);
 
 /// One instruction set's functions. All tables compute the same bits for finite input.
 #[derive(Debug)]

@@ -216,7 +216,8 @@ mod tests {
     #[test]
     fn quantised_products_equal_float64_on_dequantised_values() {
         let columns = 96;
-        let values: Vec<f32> = (0..3 * columns).map(|i| ((i * 37 % 101) as f32 - 50.0) / 17.0).collect();
+        let values: Vec<f32> =
+            (0..3 * columns).map(|i| ((i * 37 % 101) as f32 - 50.0) / 17.0).collect();
         let (mut codes, mut scales) = (vec![0; columns], vec![0.0; columns / BLOCK]);
         quantize_activations(&values[..columns], &mut codes, &mut scales);
         let x = Codes { codes: &codes, scales: &scales };
@@ -228,7 +229,11 @@ mod tests {
         (KERNELS.matmul_q4_0_q8_0)(&bytes, x, columns, &mut y, 3);
         for r in 0..3 {
             let want: f64 = (0..columns)
-                .map(|c| f64::from(w[r * columns + c]) * f64::from(codes[c]) * f64::from(scales[c / BLOCK]))
+                .map(|c| {
+                    f64::from(w[r * columns + c])
+                        * f64::from(codes[c])
+                        * f64::from(scales[c / BLOCK])
+                })
                 .sum();
             assert!((f64::from(y[r]) - want).abs() < 1e-4, "{} {want}", y[r]);
         }
@@ -244,12 +249,16 @@ mod tests {
         let (mut scores, mut out) = (vec![0.0; positions], vec![0.0; head_dim]);
         attend(&q, &k, &v, 0.3, &mut scores, &mut out);
         let weights: Vec<f64> = (0..positions)
-            .map(|p| (0..head_dim).map(|d| f64::from(q[d]) * f64::from(k[p * head_dim + d])).sum::<f64>() * 0.3)
+            .map(|p| {
+                (0..head_dim).map(|d| f64::from(q[d]) * f64::from(k[p * head_dim + d])).sum::<f64>()
+                    * 0.3
+            })
             .map(f64::exp)
             .collect();
         for d in 0..head_dim {
-            let want: f64 = (0..positions).map(|p| weights[p] * f64::from(v[p * head_dim + d])).sum::<f64>()
-                / weights.iter().sum::<f64>();
+            let want: f64 =
+                (0..positions).map(|p| weights[p] * f64::from(v[p * head_dim + d])).sum::<f64>()
+                    / weights.iter().sum::<f64>();
             assert!((f64::from(out[d]) - want).abs() < 1e-5);
         }
     }

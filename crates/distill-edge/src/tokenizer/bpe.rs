@@ -85,7 +85,9 @@ mod tests {
         let mut tokens = tokens.to_vec();
         loop {
             let best = (0..tokens.len().saturating_sub(1))
-                .filter_map(|i| merges.get(&(tokens[i], tokens[i + 1])).map(|m| (m.rank, i, m.token)))
+                .filter_map(|i| {
+                    merges.get(&(tokens[i], tokens[i + 1])).map(|m| (m.rank, i, m.token))
+                })
                 .min();
             let Some((_, i, token)) = best else { return tokens };
             tokens[i] = token;

@@ -75,7 +75,10 @@ mod tests {
         for (byte, &c) in alphabet.iter().enumerate() {
             assert_eq!(byte_of(c), Some(byte as u8), "byte {byte}");
         }
-        assert_eq!((alphabet[b' ' as usize], alphabet[b'\n' as usize], alphabet[b'a' as usize]), ('Ġ', 'Ċ', 'a'));
+        assert_eq!(
+            (alphabet[b' ' as usize], alphabet[b'\n' as usize], alphabet[b'a' as usize]),
+            ('Ġ', 'Ċ', 'a')
+        );
         assert_eq!((byte_of(' '), byte_of('\u{144}'), byte_of('语')), (None, None, None));
     }
 

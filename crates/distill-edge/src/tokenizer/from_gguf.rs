@@ -25,7 +25,11 @@ impl Tokenizer {
         };
         let model = metadata.string("tokenizer.ggml.model")?;
         if model != "gpt2" {
-            return Err(config("tokenizer.ggml.model", format!("`{model}`"), "`gpt2`: byte-level BPE"));
+            return Err(config(
+                "tokenizer.ggml.model",
+                format!("`{model}`"),
+                "`gpt2`: byte-level BPE",
+            ));
         }
         let types = match metadata.contains("tokenizer.ggml.token_type") {
             true => metadata.i32s("tokenizer.ggml.token_type")?,
@@ -52,7 +56,9 @@ impl Tokenizer {
         let count = tokens.len();
         parts.build().map_err(|error| match error {
             PartsError::Pre(found) => EdgeError::PreTokenizer { file: file.to_owned(), found },
-            PartsError::Merge { index, text } => EdgeError::Merge { file: file.to_owned(), index, merge: text },
+            PartsError::Merge { index, text } => {
+                EdgeError::Merge { file: file.to_owned(), index, merge: text }
+            }
             PartsError::TypeCount(found) => config(
                 "tokenizer.ggml.token_type",
                 format!("an array of {found}"),
@@ -63,7 +69,9 @@ impl Tokenizer {
                 id.to_string(),
                 &format!("an id below {count}, the size of the vocabulary"),
             ),
-            PartsError::TooLarge => config("tokenizer.ggml.tokens", "over 4 GiB".to_owned(), "less text"),
+            PartsError::TooLarge => {
+                config("tokenizer.ggml.tokens", "over 4 GiB".to_owned(), "less text")
+            }
         })
     }
 }

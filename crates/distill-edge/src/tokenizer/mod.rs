@@ -94,7 +94,10 @@ impl Tokenizer {
     /// The longest special token that starts `bytes`, and its length.
     fn special_at(&self, bytes: &[u8]) -> Option<(usize, u32)> {
         let candidates = self.specials.get(bytes.first()?)?;
-        candidates.iter().find(|(text, _)| bytes.starts_with(text)).map(|(text, id)| (text.len(), *id))
+        candidates
+            .iter()
+            .find(|(text, _)| bytes.starts_with(text))
+            .map(|(text, id)| (text.len(), *id))
     }
 
     fn encode_plain_into(&self, text: &str, ids: &mut Vec<u32>) {
@@ -105,7 +108,9 @@ impl Tokenizer {
                 return;
             }
             byte_ids.clear();
-            byte_ids.extend(piece.bytes().filter_map(|b| self.byte_tokens[usize::from(b)].or(self.unknown)));
+            byte_ids.extend(
+                piece.bytes().filter_map(|b| self.byte_tokens[usize::from(b)].or(self.unknown)),
+            );
             bpe::merge_into(&self.merges, &byte_ids, ids);
         });
     }
@@ -192,23 +197,29 @@ pub(crate) enum PartsError {
 }
 
 /// Control tokens that end a turn in the model families this runtime reads.
-const TURN_ENDS: [&str; 6] = ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>"];
+const TURN_ENDS: [&str; 6] =
+    ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>"];
 
 impl Parts<'_> {
     pub(crate) fn build(self) -> Result<Tokenizer, PartsError> {
-        let pre = PreTokenizer::from_name(self.pre).ok_or_else(|| PartsError::Pre(self.pre.to_owned()))?;
+        let pre = PreTokenizer::from_name(self.pre)
+            .ok_or_else(|| PartsError::Pre(self.pre.to_owned()))?;
         if !self.types.is_empty() && self.types.len() != self.tokens.len() {
             return Err(PartsError::TypeCount(self.types.len()));
         }
         let ids = [("unknown", self.unknown), ("bos", self.bos), ("eos", self.eos)];
-        for (what, id) in ids.into_iter().chain(self.ends.iter().map(|&id| ("end of turn", Some(id)))) {
+        for (what, id) in
+            ids.into_iter().chain(self.ends.iter().map(|&id| ("end of turn", Some(id))))
+        {
             if let Some(id) = id.filter(|&id| id as usize >= self.tokens.len()) {
                 return Err(PartsError::Id { what, id });
             }
         }
-        let kinds: Vec<TokenKind> = (0..self.tokens.len()).map(|i| kind(self.types.get(i))).collect();
+        let kinds: Vec<TokenKind> =
+            (0..self.tokens.len()).map(|i| kind(self.types.get(i))).collect();
         let (pieces, piece_ends) = pieces(self.tokens, &kinds)?;
-        let mut end_of_generation: Vec<u32> = self.eos.into_iter().chain(self.ends.iter().copied()).collect();
+        let mut end_of_generation: Vec<u32> =
+            self.eos.into_iter().chain(self.ends.iter().copied()).collect();
         let mut specials: HashMap<u8, Vec<(Vec<u8>, u32)>> = HashMap::new();
         for (id, (text, kind)) in self.tokens.iter().zip(&kinds).enumerate() {
             if matches!(kind, TokenKind::Normal | TokenKind::Unused) {
@@ -227,14 +238,17 @@ impl Parts<'_> {
         end_of_generation.sort_unstable();
         end_of_generation.dedup();
 
-        let by_text: HashMap<&str, u32> = (0..).zip(self.tokens).map(|(id, text)| (text.as_str(), id)).collect();
+        let by_text: HashMap<&str, u32> =
+            (0..).zip(self.tokens).map(|(id, text)| (text.as_str(), id)).collect();
         let alphabet = bytes::alphabet();
         let byte_tokens = std::array::from_fn(|byte| {
             by_text.get(alphabet[byte].encode_utf8(&mut [0; 4]) as &str).copied()
         });
         let whole_pieces = if pre.ignores_merges() {
             let normal = (0..).zip(&kinds).filter(|(_, kind)| **kind == TokenKind::Normal);
-            normal.map(|(id, _)| (piece_bytes(&pieces, &piece_ends, id).to_vec(), id as u32)).collect()
+            normal
+                .map(|(id, _)| (piece_bytes(&pieces, &piece_ends, id).to_vec(), id as u32))
+                .collect()
         } else {
             HashMap::new()
         };
@@ -304,7 +318,10 @@ fn merges(list: &[String], by_text: &HashMap<&str, u32>) -> Result<Merges, Parts
         joined.push_str(left);
         joined.push_str(right);
         let id = |text: &str| by_text.get(text).copied().ok_or_else(bad);
-        let merge = Merge { rank: u32::try_from(index).map_err(|_| PartsError::TooLarge)?, token: id(&joined)? };
+        let merge = Merge {
+            rank: u32::try_from(index).map_err(|_| PartsError::TooLarge)?,
+            token: id(&joined)?,
+        };
         merges.entry((id(left)?, id(right)?)).or_insert(merge);
     }
     Ok(merges)
@@ -322,8 +339,15 @@ mod tests {
         types[260] = 3;
         types[261] = 4;
         let merges: Vec<String> = merge_list.iter().map(|s| (*s).to_owned()).collect();
-        let parts =
-            Parts { pre, tokens: &tokens, types: &types, merges: &merges, eos: Some(260), bos: Some(260), ..Parts::default() };
+        let parts = Parts {
+            pre,
+            tokens: &tokens,
+            types: &types,
+            merges: &merges,
+            eos: Some(260),
+            bos: Some(260),
+            ..Parts::default()
+        };
         parts.build().unwrap()
     }
 

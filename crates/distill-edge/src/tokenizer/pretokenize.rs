@@ -67,7 +67,11 @@ impl PreTokenizer {
 }
 
 /// Cuts `text` piece by piece; `piece_len` gives the bytes of the piece that starts the rest.
-fn split_by<'t>(piece_len: impl Fn(&str) -> usize, mut text: &'t str, emit: &mut impl FnMut(&'t str)) {
+fn split_by<'t>(
+    piece_len: impl Fn(&str) -> usize,
+    mut text: &'t str,
+    emit: &mut impl FnMut(&'t str),
+) {
     while !text.is_empty() {
         let (piece, rest) = text.split_at(piece_len(text));
         emit(piece);

@@ -17,18 +17,20 @@
 
 #![allow(unsafe_code)]
 
-use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _mm_and_si128, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_set1_epi8,
-    _mm_srli_epi16, _mm_storeu_si128, _mm256_abs_epi8, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps,
-    _mm256_broadcastss_ps, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
-    _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
-    _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_ps,
-    _mm256_min_ps, _mm256_mul_ps, _mm256_packs_epi16, _mm256_packs_epi32, _mm256_permutevar8x32_epi32,
-    _mm256_round_ps, _mm256_set_epi32, _mm256_set_m128i, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32,
-    _mm256_set1_ps, _mm256_setzero_ps, _mm256_sign_epi8, _mm256_slli_epi32, _mm256_storeu_ps, _mm256_storeu_si256,
-    _mm256_sub_epi8, _mm256_sub_ps, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
-};
 use std::arch::is_x86_feature_detected;
+use std::arch::x86_64::{
+    __m128i, __m256, __m256i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T0,
+    _mm_and_si128, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_prefetch, _mm_set1_epi8,
+    _mm_srli_epi16, _mm_storeu_si128, _mm256_abs_epi8, _mm256_add_epi32, _mm256_add_ps,
+    _mm256_and_ps, _mm256_broadcastss_ps, _mm256_castps256_ps128, _mm256_castsi256_ps,
+    _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph,
+    _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_ps, _mm256_min_ps,
+    _mm256_mul_ps, _mm256_packs_epi16, _mm256_packs_epi32, _mm256_permutevar8x32_epi32,
+    _mm256_round_ps, _mm256_set_epi32, _mm256_set_m128i, _mm256_set1_epi8, _mm256_set1_epi16,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8,
+    _mm256_slli_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi8, _mm256_sub_ps,
+};
 
 use distill_quant::f16;
 
@@ -37,7 +39,9 @@ use super::super::{BLOCK, Codes, Kernels, LANES, Q4_0_BYTES, Q8_0_BYTES};
 
 /// The table, where the CPU has the instructions.
 pub(in super::super) fn table() -> Option<&'static Kernels> {
-    let runs = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+    let runs = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c");
     runs.then_some(&KERNELS)
 }
 
@@ -49,7 +53,9 @@ static KERNELS: Kernels = Kernels {
     dequantize_q8_0: |bytes, values| unsafe { dequantize_q8_0(bytes, values) },
     dequantize_f16: |bytes, values| unsafe { dequantize_f16(bytes, values) },
     to_f16: |values, bits| unsafe { to_f16(values, bits) },
-    quantize_activations: |values, codes, scales| unsafe { quantize_activations(values, codes, scales) },
+    quantize_activations: |values, codes, scales| unsafe {
+        quantize_activations(values, codes, scales)
+    },
     matmul_f32: |w, x, columns, y, stride| unsafe { matmul_f32(w, x, columns, y, stride) },
     matmul_q4_0_q8_0: |w, x, columns, y, stride| unsafe { matmul_q4_0(w, x, columns, y, stride) },
     matmul_q8_0_q8_0: |w, x, columns, y, stride| unsafe { matmul_q8_0(w, x, columns, y, stride) },
@@ -156,14 +162,18 @@ fn _mm_cvtsi64(value: i64) -> __m128i {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dequantize_q4_0(bytes: &[u8], values: &mut [f32]) {
-    for (block, out) in bytes.as_chunks::<Q4_0_BYTES>().0.iter().zip(values.as_chunks_mut::<BLOCK>().0) {
+    for (block, out) in
+        bytes.as_chunks::<Q4_0_BYTES>().0.iter().zip(values.as_chunks_mut::<BLOCK>().0)
+    {
         write_scaled(codes_q4_0(block), block_scale(block[0], block[1]), out);
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dequantize_q8_0(bytes: &[u8], values: &mut [f32]) {
-    for (block, out) in bytes.as_chunks::<Q8_0_BYTES>().0.iter().zip(values.as_chunks_mut::<BLOCK>().0) {
+    for (block, out) in
+        bytes.as_chunks::<Q8_0_BYTES>().0.iter().zip(values.as_chunks_mut::<BLOCK>().0)
+    {
         write_scaled(codes_q8_0(block), block_scale(block[0], block[1]), out);
     }
 }
@@ -201,7 +211,8 @@ fn quantize_activations(values: &[f32], codes: &mut [i8], scales: &mut [f32]) {
     let blocks = values.as_chunks::<BLOCK>().0.iter();
     for ((block, codes), scale) in blocks.zip(codes.as_chunks_mut::<BLOCK>().0).zip(scales) {
         let parts = block.as_chunks::<LANES>().0;
-        let x = [load_f32(&parts[0]), load_f32(&parts[1]), load_f32(&parts[2]), load_f32(&parts[3])];
+        let x =
+            [load_f32(&parts[0]), load_f32(&parts[1]), load_f32(&parts[2]), load_f32(&parts[3])];
         let a = x.map(|x| _mm256_and_ps(x, magnitude));
         let largest = lanes(_mm256_max_ps(_mm256_max_ps(a[0], a[1]), _mm256_max_ps(a[2], a[3])));
         let d = largest.iter().fold(0.0_f32, |m, &v| m.max(v)) / 127.0;
@@ -213,9 +224,15 @@ fn quantize_activations(values: &[f32], codes: &mut [i8], scales: &mut [f32]) {
         *scale = d;
         let reciprocal = _mm256_set1_ps(1.0 / d);
         let i = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, reciprocal)));
-        let packed = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
+        let packed =
+            _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
         // SAFETY: 32 bytes are writable; the store needs no alignment.
-        unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), _mm256_permutevar8x32_epi32(packed, order)) };
+        unsafe {
+            _mm256_storeu_si256(
+                codes.as_mut_ptr().cast(),
+                _mm256_permutevar8x32_epi32(packed, order),
+            )
+        };
     }
 }
 
@@ -265,6 +282,18 @@ macro_rules! cover {
     }};
 }
 
+/// Asks for the cache lines of one step of the next tile, whose rows follow this tile's: decoding
+/// reads every weight once, and the hardware alone fetches too late.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn prefetch(tile: *const i8, offset: usize, bytes: usize) {
+    let from = tile.wrapping_add(offset);
+    for line in 0..bytes.div_ceil(64) {
+        // A prefetch may name any address, even one that is not mapped.
+        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(64 * line));
+    }
+}
+
 /// One token's codes and scales, by block.
 type Token<'a> = (&'a [[i8; BLOCK]], &'a [f32]);
 
@@ -272,27 +301,44 @@ macro_rules! quantized_product {
     ($matmul:ident, $tile:ident, $bytes:ident, $codes:ident) => {
         #[target_feature(enable = "avx2,fma,f16c")]
         #[inline]
-        fn $tile<const R: usize, const T: usize>(w: [&[[u8; $bytes]]; R], x: [Token<'_>; T]) -> [[f32; T]; R] {
+        fn $tile<const R: usize, const T: usize>(
+            w: [&[[u8; $bytes]]; R],
+            x: [Token<'_>; T],
+        ) -> [[f32; T]; R] {
             let blocks = w[0].len();
             let w = w.map(|w| &w[..blocks]);
             let x = x.map(|(codes, scales)| (&codes[..blocks], &scales[..blocks]));
             let ones = _mm256_set1_epi16(1);
+            let zero = _mm256_setzero_si256();
             let mut acc = [[_mm256_setzero_ps(); T]; R];
             for b in 0..blocks {
-                let codes = w.map(|w| $codes(&w[b]));
-                let magnitudes = codes.map(|w| _mm256_abs_epi8(w));
-                let scales = w.map(|w| block_scale(w[b][0], w[b][1]));
+                prefetch(w[0].as_ptr().cast(), (blocks + b) * R * $bytes, R * $bytes);
+                let (mut codes, mut magnitudes, mut scales) =
+                    ([zero; R], [zero; R], [_mm256_setzero_ps(); R]);
+                for r in 0..R {
+                    codes[r] = $codes(&w[r][b]);
+                    magnitudes[r] = _mm256_abs_epi8(codes[r]);
+                    scales[r] = block_scale(w[r][b][0], w[r][b][1]);
+                }
                 for t in 0..T {
                     let a = load_i8(&x[t].0[b]);
                     let a_scale = _mm256_set1_ps(x[t].1[b]);
                     for r in 0..R {
-                        let pairs = _mm256_maddubs_epi16(magnitudes[r], _mm256_sign_epi8(a, codes[r]));
+                        let pairs =
+                            _mm256_maddubs_epi16(magnitudes[r], _mm256_sign_epi8(a, codes[r]));
                         let fours = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones));
-                        acc[r][t] = _mm256_fmadd_ps(fours, _mm256_mul_ps(scales[r], a_scale), acc[r][t]);
+                        acc[r][t] =
+                            _mm256_fmadd_ps(fours, _mm256_mul_ps(scales[r], a_scale), acc[r][t]);
                     }
                 }
             }
-            acc.map(|row| row.map(|lanes| sum(lanes)))
+            let mut out = [[0.0; T]; R];
+            for r in 0..R {
+                for t in 0..T {
+                    out[r][t] = sum(acc[r][t]);
+                }
+            }
+            out
         }
 
         #[target_feature(enable = "avx2,fma,f16c")]
@@ -301,7 +347,9 @@ macro_rules! quantized_product {
             let w = w.as_chunks::<$bytes>().0;
             let codes = x.codes.as_chunks::<BLOCK>().0;
             let row = |r: usize| &w[r * blocks..(r + 1) * blocks];
-            let token = |t: usize| (&codes[t * blocks..(t + 1) * blocks], &x.scales[t * blocks..(t + 1) * blocks]);
+            let token = |t: usize| {
+                (&codes[t * blocks..(t + 1) * blocks], &x.scales[t * blocks..(t + 1) * blocks])
+            };
             cover!(w.len() / blocks, codes.len() / blocks, y, stride, $tile, row, token);
         }
     };
@@ -318,7 +366,10 @@ fn tile_f32<const R: usize, const T: usize>(w: [&[f32]; R], x: [&[f32]; T]) -> [
     let x_chunks = x.map(|x| &x.as_chunks::<LANES>().0[..whole]);
     let mut acc = [[_mm256_setzero_ps(); T]; R];
     for c in 0..whole {
-        let w = w_chunks.map(|w| load_f32(&w[c]));
+        let mut w = [_mm256_setzero_ps(); R];
+        for r in 0..R {
+            w[r] = load_f32(&w_chunks[r][c]);
+        }
         for t in 0..T {
             let x = load_f32(&x_chunks[t][c]);
             for r in 0..R {
@@ -361,7 +412,14 @@ fn matmul_f32(w: &[f32], x: &[f32], columns: usize, y: &mut [f32], stride: usize
 macro_rules! attention {
     ($attend:ident, $average:ident, $element:ty, $load:ident, $value:expr) => {
         #[target_feature(enable = "avx2,fma,f16c")]
-        fn $attend(q: &[f32], k: &[$element], v: &[$element], scale: f32, scores: &mut [f32], out: &mut [f32]) {
+        fn $attend(
+            q: &[f32],
+            k: &[$element],
+            v: &[$element],
+            scale: f32,
+            scores: &mut [f32],
+            out: &mut [f32],
+        ) {
             let head_dim = q.len();
             let (q_chunks, q_tail) = q.as_chunks::<LANES>();
             let mut max = f32::NEG_INFINITY;
@@ -464,7 +522,8 @@ fn exp(x: __m256) -> __m256 {
     for coefficient in &TAYLOR[1..] {
         e = _mm256_fmadd_ps(e, r, _mm256_set1_ps(*coefficient));
     }
-    let exponent = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)));
+    let exponent =
+        _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)));
     _mm256_mul_ps(e, _mm256_castsi256_ps(exponent))
 }
 
@@ -499,7 +558,9 @@ mod tests {
         let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         (0..n)
             .map(|i| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 let unit = (state >> 40) as f32 / (1 << 23) as f32 - 1.0;
                 if i % 97 == 13 { 0.0 } else { unit * [1.0, 3.0, 0.1][i / 32 % 3] }
             })
@@ -580,17 +641,19 @@ mod tests {
             bytes.iter_mut().skip(1).step_by(block).for_each(|high| *high &= 0xBB);
             bytes
         };
-        let check = |fast: fn(&[u8], &mut [f32]), plain: fn(&[u8], &mut [f32]), bytes: &[u8], n: usize| {
-            let (mut want, mut got) = (vec![0.0; n], vec![0.0; n]);
-            plain(bytes, &mut want);
-            fast(bytes, &mut got);
-            assert_eq!(bits(&got), bits(&want));
-        };
+        let check =
+            |fast: fn(&[u8], &mut [f32]), plain: fn(&[u8], &mut [f32]), bytes: &[u8], n: usize| {
+                let (mut want, mut got) = (vec![0.0; n], vec![0.0; n]);
+                plain(bytes, &mut want);
+                fast(bytes, &mut got);
+                assert_eq!(bits(&got), bits(&want));
+            };
         let q4 = finite(bytes.clone(), 18);
         check(avx2().dequantize_q4_0, q4_0::dequantize, &q4, q4.len() / 18 * 32);
         let q8 = finite(bytes, 34);
         check(avx2().dequantize_q8_0, q8_0::dequantize, &q8, q8.len() / 34 * 32);
-        let halves: Vec<u8> = (0..=u16::MAX).filter(|b| b & 0x7C00 != 0x7C00).flat_map(u16::to_le_bytes).collect();
+        let halves: Vec<u8> =
+            (0..=u16::MAX).filter(|b| b & 0x7C00 != 0x7C00).flat_map(u16::to_le_bytes).collect();
         check(avx2().dequantize_f16, f16::dequantize, &halves[2..], halves.len() / 2 - 1);
     }
 

@@ -78,7 +78,7 @@ pub(crate) struct Recipe {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Student {
     /// An existing model to start from: a Hugging Face directory, a `.gguf` file, or a hub id
-    /// `owner/name`.
+    /// `owner/name` (`owner/name/file.gguf` where a repository has several).
     #[schemars(length(min = 1))]
     pub(crate) from: Option<Written<String>>,
     /// Branch, tag or commit of a hub id.
@@ -145,7 +145,8 @@ pub(crate) struct Teacher {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LocalTeacher {
-    /// A Hugging Face directory, a `.gguf` file, or a hub id `owner/name`.
+    /// A Hugging Face directory, a `.gguf` file, or a hub id `owner/name`
+    /// (`owner/name/file.gguf` where a repository has several).
     #[schemars(length(min = 1))]
     pub(crate) from: Written<String>,
     /// Branch, tag or commit of a hub id.

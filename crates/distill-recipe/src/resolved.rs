@@ -47,7 +47,7 @@ pub enum Backend {
     Flex,
     /// CPU, a second implementation to cross-check the first.
     Ndarray,
-    /// GPU through Vulkan, Metal or DirectX.
+    /// GPU through Vulkan, Metal or DirectX; needs a build with `--features wgpu`.
     Wgpu,
     /// NVIDIA GPU; needs a build with `--features cuda`.
     Cuda,

@@ -5,9 +5,14 @@
 
 For ten prompts both tools must see the same prompt tokens and then decode the same 64 tokens: raw completion, no
 chat template, temperature 0. Where llama.cpp would have taken another token, its two best logits are shown; they,
-and the token that distill took, must lie within 0.05 of each other, which is what two correct implementations of
-the same quantised arithmetic may differ by. llama.cpp then goes on from distill's token, so that every position
-is compared and not only those before the first parting. Exit code 1 if anything else differs.
+and the token that distill took, must lie within 0.05 of each other. llama.cpp then goes on from distill's token, so
+that every position is compared and not only those before the first parting. Exit code 1 if anything else differs.
+
+llama.cpp rounds the activations of quantised weights to 8 bits. Rounding turns differences in the last bit of a sum
+into differences of a whole code, and a deep model spreads them over all codes, so that two programs that are both
+right differ by the whole noise of the rounding. `--floor` shows how far llama.cpp parts from itself when only the
+type of its KV cache changes. `--activations float` takes that noise out: llama.cpp runs the same weights as F32, and
+distill its float path on the file as it is.
 """
 
 from __future__ import annotations
@@ -16,11 +21,14 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
+
+from gguf_llama import GgufLlama
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,36 +79,76 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=64, help="tokens to decode for each prompt")
     parser.add_argument("--prompts", type=Path, help="a text file, one prompt a line, instead of the ten built in")
     parser.add_argument("--tolerance", type=float, default=0.05, help="largest gap between logits at a parting")
+    parser.add_argument(
+        "--activations", choices=["float"], help="compare the float paths: llama.cpp gets the same weights as F32"
+    )
+    parser.add_argument("--floor", action="store_true", help="show how far llama.cpp parts from itself")
     # One thread: llama.cpp spins at its barriers, which is slow on a machine that does something else as well.
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
 
     prompts = arguments.prompts.read_text("utf-8").splitlines() if arguments.prompts else PROMPTS
-    peer = LlamaCpp(arguments.model, arguments.tokens, arguments.threads)
-    outcomes = []
-    for prompt in prompts:
-        ours = distill_generate(arguments.distill, arguments.model, prompt, arguments.tokens)
-        outcomes.append(compare(peer, prompt, ours, arguments.tokens, arguments.tolerance))
-        print_row(len(outcomes), outcomes[-1], peer, arguments.tolerance)
+    with tempfile.TemporaryDirectory() as directory:
+        if arguments.activations == "float":
+            model = Path(directory) / "f32.gguf"
+            GgufLlama(arguments.model).write_f32(model)
+        else:
+            model = arguments.model
+        peer = LlamaCpp(model, arguments)
+        f32_cache = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
+        other = LlamaCpp(model, arguments, **f32_cache) if arguments.floor else peer
+        outcomes = []
+        floor = []
+        for prompt in prompts:
+            ours = distill_generate(prompt, arguments)
+            outcomes.append(compare(peer, prompt, ours, arguments.tokens, arguments.tolerance))
+            print_row(len(outcomes), outcomes[-1], peer, arguments.tolerance)
+            if arguments.floor:
+                floor += self_partings(peer, other, ours)
+    if arguments.floor:
+        print(
+            f"\nfloor: over the same tokens llama.cpp with a float32 KV cache parts from llama.cpp with its default "
+            f"at {len(floor)} positions, by up to {max(floor, default=0.0):.4f}"
+        )
     return summarise(outcomes)
 
 
-def distill_generate(binary: Path, model: Path, prompt: str, tokens: int) -> dict:
+def distill_generate(prompt: str, arguments: argparse.Namespace) -> dict:
     """`{"prompt_ids": […], "ids": […], "text": "…"}` of distill's greedy completion."""
-    command = [str(binary), "generate", str(model), "--prompt", prompt]
-    command += ["--max-tokens", str(tokens), "--temperature", "0", "--json"]
+    command = [str(arguments.distill), "generate", str(arguments.model), "--prompt", prompt]
+    command += ["--max-tokens", str(arguments.tokens), "--temperature", "0", "--json"]
+    if arguments.activations:
+        command += ["--activations", arguments.activations]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stderr}")
     return json.loads(done.stdout)
 
 
-class LlamaCpp:
-    """llama.cpp with its defaults: quantised activations, f16 KV cache."""
+def self_partings(peer: LlamaCpp, other: LlamaCpp, ours: dict) -> list[float]:
+    """The gaps where `other`'s best token is not `peer`'s, both led along distill's tokens."""
+    gaps = []
+    mine, theirs = peer.start(ours["prompt_ids"]), other.start(ours["prompt_ids"])
+    for token in ours["ids"]:
+        gap = float(mine.max() - mine[np.argmax(theirs)])
+        if gap > 0:
+            gaps.append(gap)
+        mine, theirs = peer.step(token), other.step(token)
+    return gaps
 
-    def __init__(self, model: Path, tokens: int, threads: int):
+
+class LlamaCpp:
+    """llama.cpp with its defaults: an f16 KV cache and, for quantised weights, 8-bit activations."""
+
+    def __init__(self, model: Path, arguments: argparse.Namespace, **options):
         self.llm = llama_cpp.Llama(
-            str(model), n_ctx=1024 + tokens, n_threads=threads, n_threads_batch=threads, logits_all=True, verbose=False
+            str(model),
+            n_ctx=512 + arguments.tokens,
+            n_threads=arguments.threads,
+            n_threads_batch=arguments.threads,
+            logits_all=True,
+            verbose=False,
+            **options,
         )
         self.vocab = llama_cpp.llama_model_get_vocab(self.llm.model)
 
@@ -145,9 +193,8 @@ def compare(peer: LlamaCpp, prompt: str, ours: dict, tokens: int, tolerance: flo
             ours_logit, best_logit, second_logit = scores
             parting = Parting(position, token, ours_logit, best, best_logit, second, second_logit)
             outcome.partings.append(parting)
-            if not parting.gap <= tolerance:
+            if not parting.gap <= tolerance and not outcome.problem:
                 outcome.problem = f"position {position}: the logits are {parting.gap:.4f} apart"
-                return outcome
         if position + 1 < tokens:
             logits = peer.step(token)
 

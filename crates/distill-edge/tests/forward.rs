@@ -1,0 +1,226 @@
+//! The forward pass against an independent float64 reference, and against itself divided otherwise.
+
+mod tiny_model;
+
+use distill_edge::{
+    Activations, EdgeError, KernelChoice, KvType, LoadOptions, Model, Session, SessionOptions,
+};
+use distill_gguf::GgmlType;
+use tiny_model::{SHAPE, Shape, TinyModel, tokens};
+
+fn load(tiny: &TinyModel, activations: Activations) -> Model {
+    Model::load(
+        &tiny.path,
+        &LoadOptions { activations: Some(activations), threads: 1, ..LoadOptions::default() },
+    )
+    .unwrap()
+}
+
+fn score(model: &Model, tokens: &[u32], kv: KvType, threads: usize) -> Vec<Vec<f32>> {
+    let mut session =
+        Session::new(model, SessionOptions { context: tokens.len(), kv, threads }).unwrap();
+    let mut logits = Vec::new();
+    session
+        .score(tokens, |position, row| {
+            assert_eq!(position, logits.len());
+            logits.push(row.to_vec());
+        })
+        .unwrap();
+    logits
+}
+
+fn bits(rows: &[Vec<f32>]) -> Vec<u32> {
+    rows.iter().flatten().map(|v| v.to_bits()).collect()
+}
+
+fn largest_difference(got: &[Vec<f32>], want: &[Vec<f64>]) -> f64 {
+    let pairs = got.iter().flatten().zip(want.iter().flatten());
+    pairs.fold(0.0, |worst, (got, want)| f64::max(worst, (f64::from(*got) - want).abs()))
+}
+
+/// Shapes that differ in what matters: heads, tied or not, RoPE scaling, head_dim other than
+/// hidden / heads.
+fn shapes() -> [Shape; 4] {
+    [
+        SHAPE,
+        Shape { tied: false, rope_factors: true, ..SHAPE },
+        Shape { heads: 4, kv_heads: 4, head_dim: 16, layers: 3, ..SHAPE },
+        Shape { heads: 8, kv_heads: 1, head_dim: 12, hidden: 96, ..SHAPE },
+    ]
+}
+
+#[test]
+fn float_logits_equal_the_float64_reference_in_every_type() {
+    for shape in shapes() {
+        for linears in [GgmlType::F32, GgmlType::F16, GgmlType::Q4_0, GgmlType::Q8_0] {
+            // Heads of 12 make the output projection's rows 96 long: whole blocks of 32.
+            let tiny = TinyModel::new(shape, linears, GgmlType::Q8_0);
+            let ids = tokens(40);
+            let got = score(&load(&tiny, Activations::Float), &ids, KvType::F32, 1);
+            let worst = largest_difference(&got, &tiny.reference(&ids, false));
+            // Logits reach 30; f32 keeps 7 digits through two or three layers.
+            assert!(worst < 2e-4, "{shape:?} {linears:?}: {worst}");
+        }
+    }
+}
+
+#[test]
+fn integer_logits_follow_the_reference_with_quantised_activations() {
+    for (linears, embeddings) in [
+        (GgmlType::Q4_0, GgmlType::Q8_0),
+        (GgmlType::Q4_0, GgmlType::Q4_0),
+        (GgmlType::Q8_0, GgmlType::Q8_0),
+        (GgmlType::F16, GgmlType::Q8_0),
+        (GgmlType::F32, GgmlType::F32),
+    ] {
+        let tiny = TinyModel::new(Shape { layers: 1, ..SHAPE }, linears, embeddings);
+        let ids = tokens(12);
+        let got = score(&load(&tiny, Activations::Q8_0), &ids, KvType::F32, 1);
+        let want = tiny.reference(&ids, true);
+        let exact = tiny.reference(&ids, false);
+        let error = |rows: &[Vec<f64>]| {
+            let squares = got
+                .iter()
+                .flatten()
+                .zip(rows.iter().flatten())
+                .map(|(g, w)| (f64::from(*g) - w).powi(2));
+            (squares.sum::<f64>() / exact.iter().flatten().count() as f64).sqrt()
+        };
+        // Codes flip where f32 and f64 fall on two sides of a rounding boundary, which is rare:
+        // the runtime is far nearer to the quantised reference than that is to the exact one.
+        assert!(
+            error(&want) < 0.1 * error(&exact),
+            "{linears:?}: {} {}",
+            error(&want),
+            error(&exact)
+        );
+    }
+}
+
+#[test]
+fn the_cache_in_half_precision_stays_close() {
+    let tiny = TinyModel::new(SHAPE, GgmlType::Q8_0, GgmlType::Q8_0);
+    let ids = tokens(40);
+    let got = score(&load(&tiny, Activations::Float), &ids, KvType::F16, 1);
+    let worst = largest_difference(&got, &tiny.reference(&ids, false));
+    // binary16 keeps 11 bits: relative errors of 2^-12 in keys and values, logits up to 30.
+    assert!(worst > 1e-5 && worst < 0.1, "{worst}");
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    for (shape, activations) in
+        shapes().into_iter().zip([Activations::Q8_0, Activations::Float].into_iter().cycle())
+    {
+        let tiny = TinyModel::new(shape, GgmlType::Q4_0, GgmlType::Q8_0);
+        let model = load(&tiny, activations);
+        let ids = tokens(70);
+        let one = score(&model, &ids, KvType::F16, 1);
+        for threads in [2, 3, 5, 8] {
+            assert_eq!(
+                bits(&score(&model, &ids, KvType::F16, threads)),
+                bits(&one),
+                "{threads} threads"
+            );
+        }
+    }
+}
+
+#[test]
+fn scalar_kernels_give_the_same_bits() {
+    let tiny = TinyModel::new(SHAPE, GgmlType::Q4_0, GgmlType::Q8_0);
+    for activations in [Activations::Q8_0, Activations::Float] {
+        let load = |kernels| {
+            let options = LoadOptions { activations: Some(activations), threads: 1, kernels };
+            Model::load(&tiny.path, &options).unwrap()
+        };
+        let ids = tokens(40);
+        let scalar = load(KernelChoice::Scalar);
+        assert_eq!(scalar.kernel_name(), "scalar");
+        let best = score(&load(KernelChoice::Best), &ids, KvType::F16, 2);
+        assert_eq!(bits(&best), bits(&score(&scalar, &ids, KvType::F16, 2)));
+    }
+}
+
+#[test]
+fn prefill_decode_and_score_give_the_same_bits() {
+    let tiny = TinyModel::new(SHAPE, GgmlType::Q4_0, GgmlType::Q8_0);
+    for activations in [Activations::Q8_0, Activations::Float] {
+        let model = load(&tiny, activations);
+        let ids = tokens(75);
+        let scored = score(&model, &ids, KvType::F16, 2);
+        let options = SessionOptions { context: 75, kv: KvType::F16, threads: 2 };
+        let mut session = Session::new(&model, options).unwrap();
+        for (id, want) in ids.iter().zip(&scored) {
+            assert_eq!(
+                bits(&[session.decode(*id).unwrap().to_vec()]),
+                bits(std::slice::from_ref(want))
+            );
+        }
+        for cut in [1, 31, 32, 33, 64, 74] {
+            session.reset();
+            assert_eq!(
+                bits(&[session.prefill(&ids[..cut]).unwrap().to_vec()]),
+                bits(&scored[cut - 1..cut])
+            );
+            assert_eq!(
+                bits(&[session.prefill(&ids[cut..]).unwrap().to_vec()]),
+                bits(&scored[74..]),
+                "cut at {cut}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_leaves_the_session_as_it_was() {
+    let tiny = TinyModel::new(SHAPE, GgmlType::Q4_0, GgmlType::Q8_0);
+    let model = load(&tiny, Activations::Q8_0);
+    let mut session =
+        Session::new(&model, SessionOptions { context: 8, ..SessionOptions::default() }).unwrap();
+    assert!(matches!(session.prefill(&[]), Err(EdgeError::NoTokens)));
+    session.prefill(&[1, 2, 3]).unwrap();
+    let error = session.prefill(&[1; 6]).unwrap_err();
+    assert!(
+        matches!(error, EdgeError::ContextOverflow { position: 3, tokens: 6, context: 8 }),
+        "{error}"
+    );
+    let error = session.prefill(&[1, 261]).unwrap_err();
+    assert!(matches!(error, EdgeError::TokenId { index: 1, id: 261, vocab_size: 261 }), "{error}");
+    assert_eq!(session.position(), 3);
+    let after = session.prefill(&[4]).unwrap().to_vec();
+    session.reset();
+    assert_eq!(session.prefill(&[1, 2, 3, 4]).unwrap(), after);
+    session.truncate(3);
+    assert_eq!(session.prefill(&[4]).unwrap(), after);
+}
+
+#[test]
+fn an_absurd_context_is_refused_not_aborted() {
+    let tiny = TinyModel::new(SHAPE, GgmlType::Q4_0, GgmlType::Q8_0);
+    let model = load(&tiny, Activations::Q8_0);
+    for context in [usize::MAX, 1 << 60, 1 << 50] {
+        let options = SessionOptions { context, ..SessionOptions::default() };
+        assert!(
+            matches!(Session::new(&model, options), Err(EdgeError::Memory { .. })),
+            "{context}"
+        );
+    }
+}
+
+#[test]
+fn the_file_says_which_activations_it_was_trained_with() {
+    let mut draft = tiny_model::Draft::new(SHAPE, GgmlType::Q4_0, GgmlType::Q8_0);
+    let activations =
+        |tiny: &TinyModel| Model::load(&tiny.path, &LoadOptions::default()).unwrap().activations();
+    draft.set("distill.activations", "float");
+    assert_eq!(activations(&draft.finish()), Activations::Float);
+    assert_eq!(
+        activations(&TinyModel::new(SHAPE, GgmlType::Q4_0, GgmlType::F16)),
+        Activations::Q8_0
+    );
+    assert_eq!(
+        activations(&TinyModel::new(SHAPE, GgmlType::F16, GgmlType::F16)),
+        Activations::Float
+    );
+}

@@ -122,6 +122,32 @@ proptest! {
 }
 
 #[test]
+fn tensors_of_many_pieces_are_put_together_again() {
+    // Pieces are 2^18 elements: 5000 rows of the embedding, and 4 heads of 1280 rows.
+    let mut tiny = Tiny::new(true, 16);
+    tiny.config["vocab_size"] = json!(5000);
+    let embedding = tiny::noise(99).take(5000 * HIDDEN).collect();
+    tiny.tensors.insert("model.embed_tokens.weight".into(), (vec![5000, HIDDEN], embedding));
+    let head_dim = 1280;
+    tiny.config["head_dim"] = json!(head_dim);
+    for layer in 0..2 {
+        for (name, heads) in [("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)] {
+            let name = format!("model.layers.{layer}.self_attn.{name}_proj.weight");
+            let rows = heads * head_dim;
+            let values = tiny::noise(layer + 100).take(rows * HIDDEN).collect();
+            tiny.tensors.insert(name, (vec![rows, HIDDEN], values));
+        }
+        let name = format!("model.layers.{layer}.self_attn.o_proj.weight");
+        let values = tiny::noise(layer + 200).take(HIDDEN * HEADS * head_dim).collect();
+        tiny.tensors.insert(name, (vec![HIDDEN, HEADS * head_dim], values));
+    }
+    let options = options(Grid::Q4_0, Grid::Q8_0);
+    let (directory, summary) = export(&tiny, &options);
+    summary.unwrap();
+    assert_ships_what_was_trained(&tiny, &open(directory.path()), &options);
+}
+
+#[test]
 fn the_metadata_are_complete() {
     let (directory, _) = export(&Tiny::new(true, 16), &options(Grid::Q4_0, Grid::Q8_0));
     let file = open(directory.path());

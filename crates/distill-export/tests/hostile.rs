@@ -82,6 +82,20 @@ fn what_is_wrong_with_the_weights_is_said() {
 }
 
 #[test]
+fn a_defect_deep_in_a_large_tensor_is_found_with_its_index() {
+    let mut tiny = Tiny::new(true, 16);
+    tiny.config["vocab_size"] = json!(5000);
+    let mut embedding = vec![0.25; 5000 * 64];
+    embedding[300_000] = f32::NEG_INFINITY;
+    tiny.tensors.insert("model.embed_tokens.weight".into(), (vec![5000, 64], embedding));
+    assert_eq!(
+        message(|directory| tiny.write(directory)),
+        "DIR/model.safetensors: tensor `model.embed_tokens.weight` holds -inf at element 300000; \
+         export a checkpoint from before training diverged"
+    );
+}
+
+#[test]
 fn rows_that_are_not_whole_blocks_are_refused_before_anything_is_written() {
     let mut tiny = Tiny::new(true, 16);
     // 40 is no multiple of 32: the down projection reads the inner width.

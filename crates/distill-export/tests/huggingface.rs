@@ -28,6 +28,7 @@ fn every_type_holds_the_masters_rounded_once() {
 
             let bytes = std::fs::read(out.join("model.safetensors")).unwrap();
             assert_eq!(summary.bytes, bytes.len() as u64);
+            assert_eq!(bytes[0] % 8, 0, "the data begin at a multiple of 8");
             let read = SafeTensors::deserialize(&bytes).unwrap();
             assert_eq!((read.len(), summary.tensors), (tiny.tensors.len(), tiny.tensors.len()));
             for (name, (shape, master)) in &tiny.tensors {

@@ -22,6 +22,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::EvalError;
+use crate::runtime::configuration;
 use crate::score::{kl, top};
 
 /// Positions whose logits are compared at a time.
@@ -159,7 +160,7 @@ impl ParityInput<'_> {
         progress: &mut dyn FnMut(usize),
     ) -> Result<Comparison, EvalError> {
         let graph = quantize(self.masters, &grids);
-        let load = LoadOptions { activations, threads: self.threads };
+        let load = LoadOptions { activations, threads: self.threads, ..LoadOptions::default() };
         let runtime = Model::load(self.gguf, &load)?;
         let (found, expected) = (runtime.config().vocab_size, graph.config.vocab_size);
         if found != expected {
@@ -169,7 +170,7 @@ impl ParityInput<'_> {
         let longest_prompt = self.prompts.iter().map(Vec::len).max().unwrap_or(0);
         let context = longest.max(longest_prompt + self.max_new_tokens);
         let options = SessionOptions { context, kv, threads: self.threads };
-        let mut session = Session::new(&runtime, &options)?;
+        let mut session = Session::new(&runtime, options)?;
 
         let mut sums = Sums::default();
         for (sequence, text) in self.texts.iter().enumerate() {
@@ -193,7 +194,7 @@ impl ParityInput<'_> {
         let bounded = |limit: f64| sums.max_difference <= limit;
         let agree = |g: &Greedy| g.gap.is_none_or(|gap| gap <= limits.near_tie);
         Ok(Comparison {
-            configuration: format!("{} activations, {} KV cache", runtime.activations(), kv),
+            configuration: configuration(&runtime, kv),
             kernels: runtime.kernel_name().to_string(),
             passed: same_top >= limits.same_top
                 && mean_kl <= limits.mean_kl

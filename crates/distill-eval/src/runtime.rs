@@ -1,12 +1,25 @@
 //! The exported file, measured through the runtime that ships it.
 
 use distill_data::{Batch, Split};
-use distill_edge::{Model, Session, SessionOptions};
+use distill_edge::{Activations, KvType, Model, Session, SessionOptions};
 
 use crate::{EvalError, Score};
 
 /// The teacher's logits of a batch, `[positions, vocab]`.
 pub type TeacherLogits<'a> = dyn FnMut(&Batch) -> Vec<f32> + 'a;
+
+/// How a session of `model` computes, in words: `"Q8_0 activations, f16 KV cache"`.
+pub fn configuration(model: &Model, kv: KvType) -> String {
+    let activations = match model.activations() {
+        Activations::Float => "float",
+        Activations::Q8_0 => "Q8_0",
+    };
+    let kv = match kv {
+        KvType::F16 => "f16",
+        KvType::F32 => "f32",
+    };
+    format!("{activations} activations, {kv} KV cache")
+}
 
 /// Scores the runtime, in its default configuration, on the first `sequences` held-out
 /// sequences. Each packed document is read on its own, as in training, where attention does
@@ -24,7 +37,7 @@ pub fn evaluate(
 ) -> Result<Score, EvalError> {
     let context = held_out.sequence_length();
     let options = SessionOptions { context, threads, ..SessionOptions::default() };
-    let mut session = Session::new(model, &options)?;
+    let mut session = Session::new(model, options)?;
     let mut score = Score::default();
     for index in 0..sequences.min(held_out.len()) {
         let batch = held_out.batch(&[index]);

@@ -25,6 +25,8 @@ impl Backend {
     pub fn device(self) -> Result<Device, ModelError> {
         match self {
             Self::Flex => Ok(Device::flex()),
+            // Kept for cross-checks as long as Burn has it.
+            #[allow(deprecated)]
             Self::Ndarray => Ok(Device::ndarray()),
             #[cfg(feature = "wgpu")]
             Self::Wgpu => Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),

@@ -51,7 +51,7 @@ pub fn q8_0(weights: Tensor<1>) -> Tensor<1> {
 /// `x` is `[batch, tokens, width]`, `width` a multiple of 32.
 pub fn activations_q8_0(x: Tensor<3>) -> Tensor<3> {
     let dims = x.dims();
-    let elements = dims.iter().product();
+    let elements: usize = dims.iter().product();
     let blocked = blocks(x.clone().inner().reshape([elements]));
     let scale = blocked.clone().abs().max_dim(1).div_scalar(127.0);
     let zero = scale.clone().lower_scalar(f32::MIN_POSITIVE);

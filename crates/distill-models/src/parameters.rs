@@ -65,7 +65,7 @@ pub fn map(
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             let (id, tensor, mapper) = param.consume();
             let dims = tensor.dims();
-            let elements = dims.iter().product();
+            let elements: usize = dims.iter().product();
             let tensor = match (self.1)(&self.0.name(), &dims, tensor.clone().reshape([elements])) {
                 Some(new) => new.reshape(dims),
                 None => tensor,
@@ -104,7 +104,7 @@ pub fn accumulate_gradients(
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(gradient) = param.val().grad_remove(self.1) {
-                let elements = gradient.dims().iter().product();
+                let elements: usize = gradient.dims().iter().product();
                 add(self.2, self.0.name(), gradient.reshape([elements]));
             }
         }
@@ -126,7 +126,7 @@ pub fn add(tensors: &mut NamedTensors, name: String, tensor: Tensor<1>) {
 /// # Panics
 /// If the device failed or the tensor is not f32: the models here hold nothing else.
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().into_vec::<f32>().expect("models hold f32 tensors")
+    tensor.into_data().try_into_vec::<f32>().expect("models hold f32 tensors")
 }
 
 /// The names of the modules on the way to a parameter.

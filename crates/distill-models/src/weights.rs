@@ -117,7 +117,7 @@ fn load(
     }
     let mut failure = None;
     let model = LlamaForCausalLM::build(&config, device, |name, dims| {
-        let elements = dims.iter().product();
+        let elements: usize = dims.iter().product();
         let values = if failure.is_none() { source.read(name) } else { Ok(Vec::new()) };
         match values.and_then(|values| finite(path, name, values)) {
             Ok(values) if values.len() == elements => values,

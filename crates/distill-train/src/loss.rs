@@ -177,7 +177,7 @@ mod tests {
         let (student, teacher) = (logits(0.3), logits(1.1));
         for options in every_setting() {
             let loss = divergence(tensor(&student), tensor(&teacher), &options);
-            let values: Vec<f32> = loss.value.into_data().into_vec().expect("f32");
+            let values: Vec<f32> = loss.value.into_data().try_into_vec().expect("f32");
             for (token, &value) in values.iter().enumerate() {
                 let row = token * VOCAB..(token + 1) * VOCAB;
                 let expected = reference(&student[row.clone()], &teacher[row], &options);
@@ -193,7 +193,7 @@ mod tests {
         let step = 1e-5;
         for options in every_setting() {
             let loss = divergence(tensor(&student), tensor(&teacher), &options);
-            let gradient: Vec<f32> = loss.gradient.into_data().into_vec().expect("f32");
+            let gradient: Vec<f32> = loss.gradient.into_data().try_into_vec().expect("f32");
             for (i, &found) in gradient.iter().enumerate() {
                 let row = i / VOCAB * VOCAB..(i / VOCAB + 1) * VOCAB;
                 let at = |delta: f64| {
@@ -213,7 +213,7 @@ mod tests {
         for options in every_setting() {
             let loss = divergence(tensor(&logits(0.3)), tensor(&logits(0.3)), &options);
             for tensor in [loss.value, loss.gradient.reshape([TOKENS * VOCAB])] {
-                let values: Vec<f32> = tensor.into_data().into_vec().expect("f32");
+                let values: Vec<f32> = tensor.into_data().try_into_vec().expect("f32");
                 assert!(values.iter().all(|v| v.abs() < 1e-5), "{options:?}: {values:?}");
             }
         }
@@ -243,8 +243,8 @@ mod tests {
         let device = Device::flex();
         let label_tensor = Tensor::<1, Int>::from_data(TensorData::new(labels.to_vec(), [3]), &device);
         let loss = cross_entropy(tensor(&student), label_tensor);
-        let values: Vec<f32> = loss.value.into_data().into_vec().expect("f32");
-        let gradient: Vec<f32> = loss.gradient.into_data().into_vec().expect("f32");
+        let values: Vec<f32> = loss.value.into_data().try_into_vec().expect("f32");
+        let gradient: Vec<f32> = loss.gradient.into_data().try_into_vec().expect("f32");
         for (token, &label) in labels.iter().enumerate() {
             let q = softmax(&student[token * VOCAB..(token + 1) * VOCAB], 1.0);
             let label = label as usize;

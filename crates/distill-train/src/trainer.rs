@@ -182,7 +182,7 @@ impl<'a> Trainer<'a> {
         }
         .loss();
         let head = if live.lm_head.is_some() { "lm_head.weight" } else { "model.embed_tokens.weight" };
-        let elements = loss.head_gradient.dims().iter().product();
+        let elements: usize = loss.head_gradient.dims().iter().product();
         parameters::add(gradients, head.to_string(), loss.head_gradient.reshape([elements]));
         // The gradient of this sum with respect to `hidden` is the head's.
         let mut backward = (hidden * Tensor::from_inner(loss.hidden_gradient)).sum().backward();

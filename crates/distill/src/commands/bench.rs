@@ -1,7 +1,6 @@
 //! `distill bench`.
 
-use distill_edge::bench::{Plan, run};
-use distill_edge::{LoadOptions, Model};
+use distill_edge::{BenchOptions, LoadOptions, Model, bench as measure};
 
 use crate::cli;
 use crate::failure::Failure;
@@ -10,8 +9,14 @@ use crate::failure::Failure;
 pub fn bench(args: &cli::Bench) -> Result<(), Failure> {
     let load = LoadOptions { threads: args.threads, ..LoadOptions::default() };
     let model = Model::load(&args.model, &load)?;
-    let plan = Plan { prompt: args.prompt, generate: args.generate, repeat: args.repeat, threads: args.threads };
-    let speed = run(&model, &plan)?;
+    let options = BenchOptions {
+        prompt: args.prompt,
+        generate: args.generate,
+        threads: args.threads,
+        repetitions: args.repeat.max(1),
+        ..BenchOptions::default()
+    };
+    let speed = measure(&model, &options)?;
     if args.json {
         let json = serde_json::json!({
             "model": args.model,
@@ -23,6 +28,10 @@ pub fn bench(args: &cli::Bench) -> Result<(), Failure> {
             "weight_bytes": model.weight_bytes(),
             "prefill_tokens_per_second": speed.prefill_tokens_per_second,
             "decode_tokens_per_second": speed.decode_tokens_per_second,
+            "prefill_samples": speed.prefill_samples,
+            "decode_samples": speed.decode_samples,
+            "first_token_ms": speed.first_token_ms,
+            "decode_bandwidth_gbps": speed.decode_bandwidth_gbps,
         });
         println!("{json}");
     } else {

@@ -41,16 +41,16 @@ pub fn chat(args: &cli::Chat) -> Result<(), Failure> {
         if kept == 0 {
             session.reset();
         }
-        let mut answer = String::new();
-        let new = decode(&mut session, &ids[kept..], args.sampling.max_tokens, &mut sampler, |piece| {
-            answer.push_str(piece);
+        let max_tokens = args.sampling.max_tokens;
+        let answer = decode(&mut session, &ids[kept..], max_tokens, &mut sampler, |_, piece| {
             print!("{piece}");
             let _ = std::io::stdout().flush();
+            true
         })?;
         println!();
         seen = ids;
-        seen.extend(&new);
+        seen.extend(&answer.tokens);
         seen.truncate(session.position());
-        messages.push(Message::new("assistant", &answer));
+        messages.push(Message::new("assistant", answer.text));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use distill_export::{GgufOptions, Grid};
+use distill_export::{Activations, FloatType, GgufOptions, Grid};
 use distill_recipe::{ActivationGrid, Recipe, WeightGrid};
 use distill_train::checkpoint;
 
@@ -49,7 +49,7 @@ pub fn export(recipe: &Recipe, run: &Path, checkpoint: &Path) -> Result<Exported
     }
     if recipe.export.huggingface {
         let path = directory.join("huggingface");
-        distill_export::export_huggingface(checkpoint, &path, Default::default())?;
+        distill_export::export_huggingface(checkpoint, &path, FloatType::F32)?;
         exported.huggingface = Some(path);
     }
     Ok(exported)
@@ -65,7 +65,10 @@ fn options(recipe: &Recipe) -> GgufOptions {
     GgufOptions {
         linears: quantize.map_or(Grid::F32, |q| grid(q.linears)),
         embeddings: quantize.map_or(Grid::F32, |q| grid(q.embeddings)),
-        integer_activations: quantize.is_some_and(|q| q.activations == ActivationGrid::Q8_0),
+        activations: match quantize.map(|q| q.activations) {
+            Some(ActivationGrid::Q8_0) => Activations::Q8_0,
+            Some(ActivationGrid::Float) | None => Activations::Float,
+        },
         name: recipe.name.clone(),
     }
 }

@@ -16,15 +16,15 @@ pub fn generate(args: &cli::Generate) -> Result<(), Failure> {
         return Err(Failure::Usage("the prompt is empty and this model adds no first token; give --prompt some text".into()));
     }
     let mut sampler = Sampler::new(sampling(&args.sampling));
-    let mut text = String::new();
-    let ids = decode(&mut session, &prompt, args.sampling.max_tokens, &mut sampler, |piece| {
-        text.push_str(piece);
+    let answer = decode(&mut session, &prompt, args.sampling.max_tokens, &mut sampler, |_, piece| {
         if !args.json {
             print!("{piece}");
             let _ = std::io::stdout().flush();
         }
+        true
     })?;
     if args.json {
+        let (ids, text) = (answer.tokens, answer.text);
         println!("{}", serde_json::json!({ "prompt_ids": prompt, "ids": ids, "text": text }));
     } else {
         println!();
@@ -38,7 +38,7 @@ pub fn open(args: &cli::Runtime) -> Result<(Model, Session), Failure> {
     let model = Model::load(&args.model, &load)?;
     let options =
         SessionOptions { context: args.context, threads: args.threads, ..SessionOptions::default() };
-    let session = Session::new(&model, &options)?;
+    let session = Session::new(&model, options)?;
     Ok((model, session))
 }
 

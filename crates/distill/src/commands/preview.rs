@@ -12,11 +12,11 @@ use crate::progress::spinner;
 pub fn preview(args: &cli::Preview) -> Result<(), Failure> {
     let (_, recipe) = Recipe::from_path(&args.recipe.recipe, &args.recipe.set)?;
     let paths = hub::local_paths(&recipe)?;
-    let scratch = std::env::temp_dir().join(format!("distill-preview-{}", std::process::id()));
+    let scratch = tempfile::tempdir()
+        .map_err(Failure::io("creating a directory in", &std::env::temp_dir()))?;
     let bar = spinner("reading the data");
-    let prepared = prepare::text(&recipe, &paths, &scratch, &mut |_| bar.tick());
+    let prepared = prepare::text(&recipe, &paths, scratch.path(), &mut |_| bar.tick());
     bar.finish_and_clear();
-    let _ = std::fs::remove_dir_all(&scratch);
     let (tokenizer, dataset) = prepared?;
     let mut cursor = dataset.train.cursor(recipe.seed);
     let batch = dataset.train.next_batch(&mut cursor, args.samples.max(1));

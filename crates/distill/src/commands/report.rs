@@ -5,7 +5,8 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use distill_edge::{
-    LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions, bench, generate,
+    BenchOptions, KvType, LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions,
+    bench, generate,
 };
 use distill_eval::report::{Curve, ExportedFile, Row, RowKind, RunReport, Sample, html, table};
 use distill_eval::{Parity, Score, runtime};
@@ -157,10 +158,10 @@ fn runtime_row(
     if let Some(error) = failure {
         return Err(error.into());
     }
-    let plan = bench::Plan { prompt: 64, generate: 64, repeat: 3, threads };
-    let speed = bench::run(model, &plan)?;
+    let options = BenchOptions { prompt: 64, generate: 64, threads, ..BenchOptions::default() };
+    let speed = bench(model, &options)?;
     let record = record_of(&score, 0, "runtime");
-    let through = format!("runtime, {} activations", model.activations());
+    let through = format!("runtime, {}", runtime::configuration(model, KvType::default()));
     let bytes = exported.gguf.as_deref().and_then(weights_bytes);
     let mut row = row(RowKind::ExportedRuntime, "student, exported", &through, &record, bytes);
     row.tokens_per_second = Some(speed.decode_tokens_per_second);
@@ -178,14 +179,12 @@ fn continuations(recipe: &Recipe, model: &Model) -> Result<Vec<Sample>, Failure>
         let context = ids.len() + recipe.eval.max_new_tokens + 1;
         let threads = hardware::threads();
         let options = SessionOptions { context, threads, ..SessionOptions::default() };
-        let mut session = Session::new(model, &options)?;
+        let mut session = Session::new(model, options)?;
         let options = SamplerOptions { temperature: 0.8, top_p: 0.9, seed: recipe.seed, ..Default::default() };
         let mut sampler = Sampler::new(options);
-        let mut continuation = String::new();
-        generate(&mut session, &ids, recipe.eval.max_new_tokens, &mut sampler, |piece| {
-            continuation.push_str(piece);
-        })?;
-        samples.push(Sample { prompt: prompt.clone(), continuation });
+        let answer =
+            generate(&mut session, &ids, recipe.eval.max_new_tokens, &mut sampler, |_, _| true)?;
+        samples.push(Sample { prompt: prompt.clone(), continuation: answer.text });
     }
     Ok(samples)
 }

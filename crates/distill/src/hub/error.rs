@@ -24,8 +24,8 @@ pub enum HubError {
     },
     /// `HF_HUB_OFFLINE` is set and the cache does not have it.
     #[error(
-        "{id} (revision {revision}) is not whole in the cache {}, and HF_HUB_OFFLINE forbids to \
-         download it: unset HF_HUB_OFFLINE, or run `hf download {id} --revision {revision}` where \
+        "there is no local path {id}, {id} (revision {revision}) is not whole in the cache {}, and \
+         HF_HUB_OFFLINE forbids to download it: unset HF_HUB_OFFLINE, or run `hf download {id} --revision {revision}` where \
          there is a network and copy the cache, or put the path of a local copy into the recipe",
         cache.display()
     )]

@@ -361,8 +361,8 @@ fn offline_without_a_copy_says_what_is_missing_and_the_ways_out() {
     let message = error.to_string().replace(home.path().to_str().unwrap(), "HOME");
     assert_eq!(
         message,
-        "o/tiny (revision main) is not whole in the cache HOME/hub, and HF_HUB_OFFLINE forbids to \
-         download it: unset HF_HUB_OFFLINE, or run `hf download o/tiny --revision main` where \
+        "there is no local path o/tiny, o/tiny (revision main) is not whole in the cache HOME/hub, and \
+         HF_HUB_OFFLINE forbids to download it: unset HF_HUB_OFFLINE, or run `hf download o/tiny --revision main` where \
          there is a network and copy the cache, or put the path of a local copy into the recipe"
     );
     assert!(hub.requests().is_empty());

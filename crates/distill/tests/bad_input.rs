@@ -1,0 +1,213 @@
+//! What a user can get wrong: each ends with a message that names the file, the place and the
+//! way out, and with exit code 2; what fails on the way ends with 1. Nothing panics.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn distill(directory: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_distill"))
+        .current_dir(directory)
+        .env("HF_HUB_OFFLINE", "1")
+        .env("HF_HOME", directory.join("hub"))
+        .env("NO_COLOR", "1")
+        .args(args)
+        .output()
+        .expect("the binary starts")
+}
+
+/// The exit code and stderr, without what changes from run to run.
+fn failure(directory: &Path, args: &[&str]) -> String {
+    let output = distill(directory, args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    let directory = directory.display().to_string();
+    let stderr: Vec<&str> = stderr.lines().filter(|line| !line.starts_with("run ")).collect();
+    let code = output.status.code().expect("no signal");
+    format!("exit code {code}\n{}", stderr.join("\n").replace(&directory, "<dir>"))
+}
+
+const RECIPE: &str = r#"
+name = "bad"
+[student]
+train_tokenizer = 300
+config = { hidden_size = 32, intermediate_size = 32, num_hidden_layers = 1, num_attention_heads = 1, num_key_value_heads = 1 }
+[data]
+sources = ["text.txt"]
+document_separator = "%%"
+sequence_length = 16
+held_out = 0.3
+[train]
+steps = 2
+learning_rate = 1e-3
+[eval]
+sequences = 1
+prompts = ["a"]
+max_new_tokens = 2
+[export]
+parity_positions = 16
+"#;
+
+/// A directory with a good recipe and text, changed by the caller.
+fn workspace() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("temp dir");
+    write(directory.path(), "recipe.toml", RECIPE);
+    let text = "alpha beta gamma delta epsilon zeta eta theta iota kappa %% ".repeat(30);
+    write(directory.path(), "text.txt", &text);
+    directory
+}
+
+fn write(directory: &Path, name: &str, text: &str) {
+    std::fs::write(directory.join(name), text).expect("write");
+}
+
+fn recipe_with(from: &str, to: &str) -> String {
+    assert!(RECIPE.contains(from), "{from}");
+    RECIPE.replace(from, to)
+}
+
+/// A teacher in the layout of Hugging Face, made by a run.
+fn trained(directory: &Path) -> std::path::PathBuf {
+    let output = distill(directory, &["run", "recipe.toml"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let runs = std::fs::read_dir(directory.join("checkpoints/bad")).expect("runs");
+    runs.flatten().next().expect("one run").path()
+}
+
+#[test]
+fn the_recipe_itself() {
+    let dir = workspace();
+    let check = |text: &str| {
+        write(dir.path(), "bad.toml", text);
+        failure(dir.path(), &["check", "bad.toml"])
+    };
+    insta::assert_snapshot!("unknown_key", check(&recipe_with("steps = 2", "stepz = 2")));
+    insta::assert_snapshot!("wrong_type", check(&recipe_with("steps = 2", "steps = \"two\"")));
+    insta::assert_snapshot!("missing_recipe", failure(dir.path(), &["check", "nowhere.toml"]));
+    let args = ["check", "recipe.toml", "--set", "train.lerning_rate=1"];
+    insta::assert_snapshot!("unknown_override", failure(dir.path(), &args));
+}
+
+#[test]
+fn the_data() {
+    let dir = workspace();
+    let run = |text: &str| {
+        write(dir.path(), "bad.toml", text);
+        failure(dir.path(), &["run", "bad.toml"])
+    };
+    insta::assert_snapshot!("missing_data_file", run(&recipe_with("text.txt", "nowhere.txt")));
+    write(dir.path(), "empty.txt", "");
+    insta::assert_snapshot!("empty_data", run(&recipe_with("text.txt", "empty.txt")));
+    std::fs::write(dir.path().join("latin.txt"), [b'a', 0xe9, b'b']).expect("write");
+    insta::assert_snapshot!("not_utf8", run(&recipe_with("text.txt", "latin.txt")));
+    write(dir.path(), "rows.jsonl", "{\"txt\": \"hello\"}\n");
+    insta::assert_snapshot!("missing_field", run(&recipe_with("text.txt", "rows.jsonl")));
+}
+
+#[test]
+fn models() {
+    let dir = workspace();
+    let run = trained(dir.path());
+    let checkpoint = run.join("step-2");
+    let with_teacher = |teacher: &str| {
+        let toml = recipe_with("[data]", &format!("[teacher.local]\nfrom = {teacher:?}\n[data]"));
+        write(dir.path(), "bad.toml", &toml.replace("train_tokenizer = 300", ""));
+        failure(dir.path(), &["run", "bad.toml"])
+    };
+    insta::assert_snapshot!("missing_model", with_teacher("./nowhere"));
+    insta::assert_snapshot!("offline_hub", with_teacher("owner/model"));
+    write(dir.path(), "text.gguf", "this is no model at all, only text");
+    insta::assert_snapshot!("not_a_gguf", with_teacher("text.gguf"));
+
+    // A teacher with another tokenizer.
+    write(dir.path(), "other.txt", &"one two three four five six seven %% ".repeat(60));
+    let toml = recipe_with("text.txt", "other.txt")
+        .replace("[data]", &format!("[teacher.local]\nfrom = {:?}\n[data]", checkpoint));
+    write(dir.path(), "bad.toml", &toml);
+    let message = failure(dir.path(), &["run", "bad.toml"]);
+    assert!(message.starts_with("exit code 2"), "{message}");
+    assert!(message.contains("the teacher's tokenizer is not the student's"), "{message}");
+
+    // A tensor of another shape.
+    let config = checkpoint.join("config.json");
+    let json = std::fs::read_to_string(&config).expect("config");
+    std::fs::write(&config, json.replace("\"intermediate_size\": 32", "\"intermediate_size\": 64"))
+        .expect("write");
+    let message = with_teacher(&checkpoint.display().to_string());
+    assert!(message.contains("has shape [32, 32], the configuration implies [64, 32]"), "{message}");
+    std::fs::write(&config, json).expect("write");
+
+    // A checkpoint cut short.
+    let weights = checkpoint.join("model.safetensors");
+    let bytes = std::fs::read(&weights).expect("weights");
+    std::fs::write(&weights, &bytes[..bytes.len() / 2]).expect("write");
+    let message = with_teacher(&checkpoint.display().to_string());
+    assert!(message.starts_with("exit code 2") && message.contains("model.safetensors"), "{message}");
+    assert!(message.contains("not a whole safetensors file"), "{message}");
+}
+
+#[test]
+fn an_exported_file_cut_at_any_byte_is_refused() {
+    let dir = workspace();
+    let run = trained(dir.path());
+    let whole = std::fs::read(run.join("export/model.gguf")).expect("export");
+    let path = dir.path().join("cut.gguf");
+    for cut in (0..whole.len()).step_by(whole.len() / 40 + 1) {
+        std::fs::write(&path, &whole[..cut]).expect("write");
+        let message = failure(dir.path(), &["generate", "cut.gguf", "--prompt", "a"]);
+        assert!(message.starts_with("exit code 2"), "{cut}: {message}");
+        assert!(message.contains("cut.gguf"), "{cut}: {message}");
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_before_the_weights_are_touched() {
+    let dir = workspace();
+    let toml = recipe_with("learning_rate = 1e-3", "learning_rate = 1e30\nmin_learning_rate = 1e30")
+        .replace("steps = 2", "steps = 50");
+    write(dir.path(), "bad.toml", &toml);
+    let message = failure(dir.path(), &["run", "bad.toml"]);
+    assert!(message.starts_with("exit code 1"), "{message}");
+    assert!(message.contains("Lower `train.learning_rate`"), "{message}");
+}
+
+#[test]
+fn an_unwritable_run_directory_is_named() {
+    let dir = workspace();
+    write(dir.path(), "occupied", "a file where a directory should be");
+    let args = ["run", "recipe.toml", "--set", "output=\"occupied\""];
+    let message = failure(dir.path(), &args);
+    assert!(message.starts_with("exit code 1"), "{message}");
+    assert!(message.contains("creating the run directory occupied"), "{message}");
+}
+
+/// `/dev/full` answers every write with "no space left on device".
+#[test]
+fn a_full_disk_leaves_finished_checkpoints_alone() {
+    let dir = workspace();
+    let run = trained(dir.path());
+    let before = std::fs::read(run.join("step-2/model.safetensors")).expect("checkpoint");
+    let metrics = run.join("metrics.jsonl");
+    std::fs::remove_file(&metrics).expect("remove");
+    std::os::unix::fs::symlink("/dev/full", &metrics).expect("link");
+    let message = failure(dir.path(), &["run", "recipe.toml", "--resume"]);
+    assert!(message.starts_with("exit code 1"), "{message}");
+    assert!(message.contains("metrics.jsonl"), "{message}");
+    let after = std::fs::read(run.join("step-2/model.safetensors")).expect("checkpoint");
+    assert_eq!(before, after);
+}
+
+#[test]
+fn resuming_with_another_recipe_is_refused() {
+    let dir = workspace();
+    trained(dir.path());
+    let args = ["run", "recipe.toml", "--resume", "--set", "train.learning_rate=0.5"];
+    let message = failure(dir.path(), &args);
+    assert!(message.starts_with("exit code 2"), "{message}");
+    assert!(message.contains("the recipe has changed"), "{message}");
+}
+
+#[test]
+fn a_directory_that_is_no_run_is_named() {
+    let dir = workspace();
+    insta::assert_snapshot!("not_a_run", failure(dir.path(), &["verify", "."]));
+}

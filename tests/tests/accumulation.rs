@@ -1,0 +1,103 @@
+//! The denominator of a step is the valid tokens of its whole window, however it is cut.
+
+mod tiny;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use distill_models::load_pretrained;
+use distill_recipe::Recipe;
+use distill_train::{LocalPaths, Trainer, prepare};
+use tiny::weights_of;
+
+/// Documents of very different lengths, so that sequences have very different masks.
+fn text() -> String {
+    let words = ["sun", "river", "stone", "bird", "green", "old", "house", "runs", "far", "sky"];
+    let mut state = 5u32;
+    let mut documents = Vec::new();
+    for length in (1..40).cycle().take(160) {
+        let mut document = String::new();
+        for _ in 0..length {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            document.push_str(words[(state >> 16) as usize % words.len()]);
+            document.push(' ');
+        }
+        documents.push(document);
+    }
+    documents.join("\n%%\n")
+}
+
+fn recipe(directory: &Path, batch_size: usize, accumulation: usize) -> Recipe {
+    let data = directory.join("text.txt");
+    std::fs::write(&data, text()).expect("write");
+    let toml = format!(
+        r#"
+name = "accumulation"
+seed = 3
+[student]
+train_tokenizer = 300
+config = {{ hidden_size = 64, intermediate_size = 96, num_hidden_layers = 2, num_attention_heads = 2, num_key_value_heads = 1 }}
+[data]
+sources = [{data:?}]
+document_separator = "\n%%\n"
+sequence_length = 48
+held_out = 0.1
+[quantize]
+linears = "q4_0"
+embeddings = "q8_0"
+activations = "q8_0"
+[train]
+steps = 1
+batch_size = {batch_size}
+gradient_accumulation = {accumulation}
+learning_rate = 1e-2
+epsilon = 1e-3
+weight_decay = 0.1
+"#
+    );
+    let path = directory.join("recipe.toml");
+    std::fs::write(&path, toml).expect("write");
+    Recipe::from_path(&path, &[]).expect("a good recipe").1
+}
+
+/// Each weight's change over one step, and the step's loss.
+fn update(batch_size: usize, accumulation: usize) -> (BTreeMap<String, Vec<f64>>, f64) {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let recipe = recipe(directory.path(), batch_size, accumulation);
+    let device = prepare::device(recipe.backend).expect("flex");
+    let paths = LocalPaths { sources: recipe.data.sources.clone(), ..LocalPaths::default() };
+    let run = directory.path().join("run");
+    std::fs::create_dir(&run).expect("create");
+    let prepared =
+        prepare::prepare(&recipe, &paths, &run, &device, &mut |_| {}).expect("prepares");
+    let first = prepared.first_student(&recipe, &paths, &device).expect("student");
+    let before = weights_of(&first);
+    let trainer =
+        Trainer::open(&recipe, &prepared, || Ok(first), run.clone(), device.clone()).expect("opens");
+    let checkpoint = trainer.run(&mut ()).expect("trains");
+    let after = weights_of(&load_pretrained(&checkpoint, &device).expect("loads").0);
+    let records = distill_train::metrics::read(&run).expect("metrics");
+    let loss = records.iter().find(|r| r.split == "train").and_then(|r| r.get("loss"));
+    let change = before
+        .iter()
+        .map(|(name, (_, old))| {
+            let new = &after[name].1;
+            (name.clone(), new.iter().zip(old).map(|(n, o)| f64::from(*n) - f64::from(*o)).collect())
+        })
+        .collect();
+    (change, loss.expect("a loss"))
+}
+
+#[test]
+fn four_micro_batches_of_one_update_as_one_of_four() {
+    let (whole, whole_loss) = update(4, 1);
+    let (parts, parts_loss) = update(1, 4);
+    assert!((whole_loss - parts_loss).abs() < 1e-6 * whole_loss, "{whole_loss} {parts_loss}");
+    let norm = |d: &mut dyn Iterator<Item = f64>| d.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut whole.iter().flat_map(|(name, change)| {
+        change.iter().zip(&parts[name]).map(|(a, b)| a - b)
+    }));
+    let size = norm(&mut whole.values().flatten().copied());
+    assert!(size > 0.0);
+    assert!(difference <= 1e-5 * size, "relative difference {:.2e}", difference / size);
+}

@@ -17,14 +17,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("distill-edge", &["distill-quant", "distill-gguf"]),
     ("distill-export", &["distill-quant", "distill-gguf"]),
     ("distill-models", &["distill-quant", "distill-gguf"]),
-    (
-        "distill-train",
-        &["distill-models", "distill-data", "distill-recipe"],
-    ),
-    (
-        "distill-eval",
-        &["distill-models", "distill-data", "distill-edge"],
-    ),
+    ("distill-train", &["distill-models", "distill-data", "distill-recipe"]),
+    ("distill-eval", &["distill-models", "distill-data", "distill-edge"]),
     (
         "distill",
         &[
@@ -79,10 +73,7 @@ fn every_crate_stands_in_the_arrows() {
         .map(String::as_str)
         .filter(|name| *name != "distill-tests")
         .collect();
-    assert_eq!(
-        built, drawn,
-        "the crates of the workspace (left) and those with arrows (right)"
-    );
+    assert_eq!(built, drawn, "the crates of the workspace (left) and those with arrows (right)");
 }
 
 #[test]
@@ -105,16 +96,11 @@ fn burn_is_reached_only_by_training_and_evaluation() {
         if let Some(chain) = workspace.chain_to(name, |package| {
             package == "burn" || package.starts_with("burn-") || package.starts_with("cubecl")
         }) {
-            panic!(
-                "{name} must build without Burn, and reaches it by {}",
-                chain.join(" -> ")
-            );
+            panic!("{name} must build without Burn, and reaches it by {}", chain.join(" -> "));
         }
     }
     assert!(
-        workspace
-            .chain_to("distill-models", |package| package == "burn")
-            .is_some(),
+        workspace.chain_to("distill-models", |package| package == "burn").is_some(),
         "distill-models no longer reaches burn: this test has lost its eyes"
     );
 }
@@ -122,10 +108,7 @@ fn burn_is_reached_only_by_training_and_evaluation() {
 #[test]
 fn the_grids_depend_on_nothing() {
     let workspace = Workspace::read();
-    assert_eq!(
-        workspace.direct_dependencies("distill-quant"),
-        BTreeSet::new()
-    );
+    assert_eq!(workspace.direct_dependencies("distill-quant"), BTreeSet::new());
 }
 
 #[test]
@@ -187,24 +170,15 @@ impl Workspace {
                 (text(&node["id"]), needed)
             })
             .collect();
-        Self {
-            members,
-            names,
-            edges,
-        }
+        Self { members, names, edges }
     }
 
     fn id(&self, name: &str) -> &str {
-        self.members
-            .get(name)
-            .unwrap_or_else(|| panic!("{name} is not a member of the workspace"))
+        self.members.get(name).unwrap_or_else(|| panic!("{name} is not a member of the workspace"))
     }
 
     fn direct_dependencies(&self, name: &str) -> BTreeSet<String> {
-        self.edges[self.id(name)]
-            .iter()
-            .map(|id| self.names[id].clone())
-            .collect()
+        self.edges[self.id(name)].iter().map(|id| self.names[id].clone()).collect()
     }
 
     fn local_dependencies(&self, name: &str) -> BTreeSet<String> {
@@ -245,10 +219,7 @@ impl Workspace {
 }
 
 fn host_platform() -> String {
-    let output = Command::new("rustc")
-        .arg("-vV")
-        .output()
-        .expect("rustc -vV");
+    let output = Command::new("rustc").arg("-vV").output().expect("rustc -vV");
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .find_map(|line| line.strip_prefix("host: "))
@@ -257,15 +228,9 @@ fn host_platform() -> String {
 }
 
 fn array(value: &Value) -> impl Iterator<Item = &Value> {
-    value
-        .as_array()
-        .unwrap_or_else(|| panic!("an array, found {value}"))
-        .iter()
+    value.as_array().unwrap_or_else(|| panic!("an array, found {value}")).iter()
 }
 
 fn text(value: &Value) -> String {
-    value
-        .as_str()
-        .unwrap_or_else(|| panic!("a string, found {value}"))
-        .to_owned()
+    value.as_str().unwrap_or_else(|| panic!("a string, found {value}")).to_owned()
 }

@@ -25,7 +25,8 @@ use crate::model::{Activations, Inner};
 use crate::plan::Share;
 use crate::rope;
 use crate::team::Team;
-use crate::weights::{Layer, Matrix, WeightType};
+use crate::trace::{LinearInput, QuantizedInput, Trace};
+use crate::weights::{Matrix, WeightType};
 
 /// What the threads of a session share.
 #[derive(Debug)]
@@ -72,22 +73,26 @@ pub(crate) struct Worker {
     pub shared: Arc<Shared>,
     pub index: usize,
     pub scratch: Scratch,
+    /// The position of the first token in the residual buffer.
+    pub position: usize,
 }
 
 impl Worker {
-    /// Runs the current job; returns when all threads have done their part.
-    pub fn run(&mut self) {
+    /// Runs the current job; returns when all threads have done their part. Every thread has all of
+    /// every quantised input, so `trace` is complete on whichever thread it is given.
+    pub fn run(&mut self, trace: &mut Trace<'_>) {
         let shared = Arc::clone(&self.shared);
         let job = read(&shared.job);
         if !job.tokens.is_empty() {
-            self.run_layers(&shared, &job.tokens, job.position);
+            self.position = job.position;
+            self.run_layers(&shared, &job.tokens, trace);
         }
         if !job.head.is_empty() {
-            self.run_head(&shared, job.head.clone());
+            self.run_head(&shared, job.head.clone(), trace);
         }
     }
 
-    fn run_layers(&mut self, shared: &Shared, tokens: &[u32], position: usize) {
+    fn run_layers(&mut self, shared: &Shared, tokens: &[u32], trace: &mut Trace<'_>) {
         let model = &*shared.model;
         let hidden = model.config.hidden_size;
         for (t, &token) in tokens.iter().enumerate() {
@@ -101,16 +106,17 @@ impl Worker {
             );
             let pairs = shared.frequencies.len();
             let rotation = &mut self.scratch.rotation[t * pairs..(t + 1) * pairs];
-            rope::rotation_at(position + t, &shared.frequencies, rotation);
+            rope::rotation_at(self.position + t, &shared.frequencies, rotation);
         }
         for (l, layer) in model.weights.layers.iter().enumerate() {
-            self.project_attention(shared, l, layer, tokens.len(), position);
+            self.project_attention(shared, l, tokens.len(), trace);
             shared.team.barrier();
-            self.attend(shared, l, tokens.len(), position);
+            self.attend(shared, l, tokens.len());
             shared.team.barrier();
             self.gather_attention(shared, tokens.len());
-            self.add_rows(shared, &layer.attention_output, tokens.len());
-            self.feed_forward(shared, layer, tokens.len());
+            let input = LinearInput::AttentionOutput { layer: l };
+            self.add_rows(shared, &layer.attention_output, tokens.len(), input, trace);
+            self.feed_forward(shared, l, tokens.len(), trace);
             shared.team.barrier();
             self.gather(
                 &shared.exchanges.feed_forward,
@@ -118,7 +124,8 @@ impl Worker {
                 |s| s.feed_forward_rows.clone(),
                 tokens.len(),
             );
-            self.add_rows(shared, &layer.down, tokens.len());
+            let input = LinearInput::Down { layer: l };
+            self.add_rows(shared, &layer.down, tokens.len(), input, trace);
         }
     }
 
@@ -127,15 +134,16 @@ impl Worker {
         &mut self,
         shared: &Shared,
         l: usize,
-        layer: &Layer,
         tokens: usize,
-        position: usize,
+        trace: &mut Trace<'_>,
     ) {
         let model = &*shared.model;
+        let layer = &model.weights.layers[l];
         let share = &shared.shares[self.index];
         let head_dim = model.config.head_dim;
         self.normalise(model, &layer.attention_norm, 0..tokens);
-        self.prepare_input(model, layer.query.columns, tokens);
+        let input = LinearInput::Attention { layer: l };
+        self.prepare_input(model, self.position, tokens, input, trace);
 
         let mut query = write(&shared.exchanges.query.stripes[self.index]);
         let rows = share.query_rows.len();
@@ -169,14 +177,15 @@ impl Worker {
                         &self.scratch.rotation[t * pairs..(t + 1) * pairs],
                     );
                 }
-                cache.write(part, l, h, position + t, head, model.kernels);
+                cache.write(part, l, h, self.position + t, head, model.kernels);
             }
             self.scratch.key_value = new;
         }
     }
 
-    /// Computes this thread's (head, token) tasks; token t sees positions 0..=position + t.
-    fn attend(&mut self, shared: &Shared, l: usize, tokens: usize, position: usize) {
+    /// Computes this thread's (head, token) tasks; the tile's token t sees positions
+    /// up to its own.
+    fn attend(&mut self, shared: &Shared, l: usize, tokens: usize) {
         let config = &shared.model.config;
         let head_dim = config.head_dim;
         let queries: Vec<_> = shared.exchanges.query.stripes.iter().map(read).collect();
@@ -201,7 +210,7 @@ impl Worker {
                 shared.shares.iter().position(|s| s.kv_heads.contains(&kv_head)).unwrap_or(0);
             let cache = read(&shared.cache[owner]);
             let local = kv_head - shared.shares[owner].kv_heads.start;
-            let scores = &mut self.scratch.scores[..position + t + 1];
+            let scores = &mut self.scratch.scores[..self.position + t + 1];
             cache.attend(l, local, &self.scratch.query, scores, out, shared.model.kernels);
         }
     }
@@ -240,9 +249,16 @@ impl Worker {
     }
 
     /// Multiplies the input, waits for all rows, and adds them to the residual stream.
-    fn add_rows(&mut self, shared: &Shared, matrix: &Matrix, tokens: usize) {
+    fn add_rows(
+        &mut self,
+        shared: &Shared,
+        matrix: &Matrix,
+        tokens: usize,
+        input: LinearInput,
+        trace: &mut Trace<'_>,
+    ) {
         let model = &*shared.model;
-        self.prepare_input(model, matrix.columns, tokens);
+        self.prepare_input(model, self.position, tokens, input, trace);
         {
             let mut delta = write(&shared.exchanges.delta.stripes[self.index]);
             self.scratch.multiply(
@@ -270,11 +286,13 @@ impl Worker {
     }
 
     /// Writes this thread's rows of silu(gate) · up to the exchange.
-    fn feed_forward(&mut self, shared: &Shared, layer: &Layer, tokens: usize) {
+    fn feed_forward(&mut self, shared: &Shared, l: usize, tokens: usize, trace: &mut Trace<'_>) {
         let model = &*shared.model;
+        let layer = &model.weights.layers[l];
         let rows = shared.shares[self.index].feed_forward_rows.clone();
         self.normalise(model, &layer.feed_forward_norm, 0..tokens);
-        self.prepare_input(model, layer.gate.columns, tokens);
+        let input = LinearInput::FeedForward { layer: l };
+        self.prepare_input(model, self.position, tokens, input, trace);
         let mut gate = write(&shared.exchanges.feed_forward.stripes[self.index]);
         let mut up = std::mem::take(&mut self.scratch.up);
         self.scratch.multiply(model, &layer.gate, rows.clone(), tokens, &mut gate);
@@ -285,11 +303,12 @@ impl Worker {
     }
 
     /// Writes this thread's rows of the logits of some tokens to the exchange.
-    fn run_head(&mut self, shared: &Shared, tokens: Range<usize>) {
+    fn run_head(&mut self, shared: &Shared, tokens: Range<usize>, trace: &mut Trace<'_>) {
         let model = &*shared.model;
         let head = &model.weights.head;
         self.normalise(model, &model.weights.output_norm, tokens.clone());
-        self.prepare_input(model, head.columns, tokens.len());
+        let position = self.position + tokens.start;
+        self.prepare_input(model, position, tokens.len(), LinearInput::Head, trace);
         {
             let mut logits = write(&shared.exchanges.logits.stripes[self.index]);
             let rows = shared.shares[self.index].vocab_rows.clone();
@@ -310,19 +329,25 @@ impl Worker {
 
     /// In the integer path: quantises the input, and where linear layers of floats will read it
     /// too, replaces it by what the codes stand for.
-    fn prepare_input(&mut self, model: &Inner, columns: usize, tokens: usize) {
+    fn prepare_input(
+        &mut self,
+        model: &Inner,
+        position: usize,
+        tokens: usize,
+        input: LinearInput,
+        trace: &mut Trace<'_>,
+    ) {
         if model.activations == Activations::Float {
             return;
         }
-        let Scratch { input, codes, scales, .. } = &mut self.scratch;
+        let columns = input.columns(&model.config);
+        let Scratch { input: values, codes, scales, .. } = &mut self.scratch;
         let n = tokens * columns;
-        (model.kernels.quantize_activations)(
-            &input[..n],
-            &mut codes[..n],
-            &mut scales[..n / BLOCK],
-        );
+        let (codes, scales) = (&mut codes[..n], &mut scales[..n / BLOCK]);
+        (model.kernels.quantize_activations)(&values[..n], codes, scales);
+        trace.show(QuantizedInput { input, position, columns, codes, scales });
         if model.has_float_linears {
-            let blocks = input[..n].as_chunks_mut::<BLOCK>().0.iter_mut();
+            let blocks = values[..n].as_chunks_mut::<BLOCK>().0.iter_mut();
             for ((block, codes), scale) in blocks.zip(codes.as_chunks::<BLOCK>().0).zip(&*scales) {
                 *block = codes.map(|code| f32::from(code) * scale);
             }

@@ -41,6 +41,7 @@ mod sampler;
 mod session;
 mod team;
 mod tokenizer;
+mod trace;
 mod weights;
 
 pub mod bench;
@@ -53,3 +54,4 @@ pub use model::{Activations, KernelChoice, LoadOptions, Model};
 pub use sampler::{Sampler, SamplerOptions, argmax};
 pub use session::{Session, SessionOptions};
 pub use tokenizer::{PreTokenizer, TokenKind, Tokenizer, Utf8Stream};
+pub use trace::{LinearInput, QuantizedInput};

@@ -9,6 +9,7 @@ use crate::cache::{KvType, Stripe};
 use crate::forward::{Job, Shared, Worker, read, write};
 use crate::model::{Activations, Model};
 use crate::team::Team;
+use crate::trace::{QuantizedInput, Trace};
 use crate::{EdgeError, plan, rope};
 
 /// How to open a session.
@@ -69,6 +70,7 @@ impl Session {
             scratch: Scratch::new(config, &shared.shares[index], context, integer),
             shared: Arc::clone(&shared),
             index,
+            position: 0,
         };
         let logits = vec![0.0; config.vocab_size];
         let mut session = Self {
@@ -101,7 +103,7 @@ impl Session {
         while let Some(chunk) = chunks.next() {
             let last = chunk.len() - 1;
             let head = if chunks.peek().is_none() { last..last + 1 } else { 0..0 };
-            self.run(chunk, head);
+            self.run(chunk, head, &mut Trace::default());
         }
         self.gather_logits(0);
         Ok(&self.logits)
@@ -123,15 +125,39 @@ impl Session {
     pub fn score(
         &mut self,
         tokens: &[u32],
+        each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), EdgeError> {
+        self.score_with(tokens, each, &mut Trace::default())
+    }
+
+    /// [`Session::score`], and shows the input of every linear layer as it was quantised. In the
+    /// float path there is none to show. Inputs come tile by tile: all of a tile's layers in order,
+    /// then its head's, with the logits after each part of that.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`]; nothing has then been called.
+    pub fn score_traced(
+        &mut self,
+        tokens: &[u32],
+        each: impl FnMut(usize, &[f32]),
+        mut input: impl FnMut(QuantizedInput<'_>),
+    ) -> Result<(), EdgeError> {
+        self.score_with(tokens, each, &mut Trace { observer: Some(&mut input) })
+    }
+
+    fn score_with(
+        &mut self,
+        tokens: &[u32],
         mut each: impl FnMut(usize, &[f32]),
+        trace: &mut Trace<'_>,
     ) -> Result<(), EdgeError> {
         self.check(tokens)?;
         for chunk in tokens.chunks(TILE) {
             let position = self.position;
-            self.run(chunk, 0..0);
+            self.run(chunk, 0..0, trace);
             for from in (0..chunk.len()).step_by(HEAD_TILE) {
                 let to = (from + HEAD_TILE).min(chunk.len());
-                self.run(&[], from..to);
+                self.run(&[], from..to, trace);
                 for t in from..to {
                     self.gather_logits(t - from);
                     each(position + t, &self.logits);
@@ -191,7 +217,7 @@ impl Session {
     }
 
     /// One job for all threads; returns when it is done.
-    fn run(&mut self, tokens: &[u32], head: Range<usize>) {
+    fn run(&mut self, tokens: &[u32], head: Range<usize>, trace: &mut Trace<'_>) {
         let shared = &self.worker.shared;
         {
             let mut job = write(&shared.job);
@@ -202,7 +228,7 @@ impl Session {
         }
         let shared = Arc::clone(shared);
         shared.team.start_job();
-        shared.team.guarded(|| self.worker.run());
+        shared.team.guarded(|| self.worker.run(trace));
         self.position += tokens.len();
     }
 
@@ -237,6 +263,6 @@ fn follow(mut worker: Worker) {
         if read(&shared.job).stop {
             return;
         }
-        shared.team.guarded(|| worker.run());
+        shared.team.guarded(|| worker.run(&mut Trace::default()));
     }
 }

@@ -3,7 +3,8 @@
 mod tiny_model;
 
 use distill_edge::{
-    Activations, EdgeError, KernelChoice, KvType, LoadOptions, Model, Session, SessionOptions,
+    Activations, EdgeError, KernelChoice, KvType, LinearInput, LoadOptions, Model, QuantizedInput,
+    Session, SessionOptions,
 };
 use distill_gguf::GgmlType;
 use tiny_model::{SHAPE, Shape, TinyModel, tokens};
@@ -223,4 +224,50 @@ fn the_file_says_which_activations_it_was_trained_with() {
         activations(&TinyModel::new(SHAPE, GgmlType::F16, GgmlType::F16)),
         Activations::Float
     );
+}
+
+#[test]
+fn the_trace_shows_every_linear_input_of_every_position_once() {
+    let tiny = TinyModel::new(SHAPE, GgmlType::Q4_0, GgmlType::Q8_0);
+    let ids = tokens(70);
+    let trace = |activations, threads| {
+        let model = load(&tiny, activations);
+        let mut session = Session::new(
+            &model,
+            SessionOptions { context: 70, threads, ..SessionOptions::default() },
+        )
+        .unwrap();
+        let mut seen = std::collections::HashMap::new();
+        let mut logits = Vec::new();
+        let show = |shown: QuantizedInput<'_>| {
+            for (t, codes) in shown.codes.chunks(shown.columns).enumerate() {
+                let blocks = shown.columns / 32;
+                let scales: Vec<u32> = shown.scales[t * blocks..(t + 1) * blocks]
+                    .iter()
+                    .map(|s| s.to_bits())
+                    .collect();
+                let before =
+                    seen.insert((shown.input, shown.position + t), (codes.to_vec(), scales));
+                assert!(before.is_none(), "{:?} at {} twice", shown.input, shown.position + t);
+            }
+        };
+        session.score_traced(&ids, |_, row| logits.push(row.to_vec()), show).unwrap();
+        (seen, logits)
+    };
+    let (seen, logits) = trace(Activations::Q8_0, 1);
+    assert_eq!(seen.len(), 70 * (4 * SHAPE.layers + 1));
+    assert_eq!(bits(&logits), bits(&score(&load(&tiny, Activations::Q8_0), &ids, KvType::F16, 1)));
+    assert_eq!(trace(Activations::Q8_0, 2).0, seen);
+    assert!(trace(Activations::Float, 1).0.is_empty());
+    // The first layer's first input follows from the file alone: rms_norm of the embedding row.
+    let row = &tiny.weights["model.embed_tokens.weight"][ids[5] as usize * SHAPE.hidden..]
+        [..SHAPE.hidden];
+    let norm = &tiny.weights["model.layers.0.input_layernorm.weight"];
+    let mean = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / SHAPE.hidden as f64;
+    let (codes, scales) = &seen[&(LinearInput::Attention { layer: 0 }, 5)];
+    for i in 0..SHAPE.hidden {
+        let want = f64::from(row[i]) / (mean + 1e-5).sqrt() * f64::from(norm[i]);
+        let scale = f64::from(f32::from_bits(scales[i / 32]));
+        assert!((f64::from(codes[i]) * scale - want).abs() <= 0.5001 * scale);
+    }
 }

@@ -184,8 +184,8 @@ pub(super) mod exponential {
 /// e^x within 2 ulp, clamped to 1.2e-38..2.2e38: x = n ln 2 + r, e^x = 2^n e^r.
 pub(super) fn exp(x: f32) -> f32 {
     use exponential::{LEAST, LN_2_HIGH, LN_2_LOW, MOST, TAYLOR};
-    // Not `clamp`, whose treatment of NaN differs from the vector instructions'.
-    let x = x.max(LEAST).min(MOST);
+    // NaN stays NaN.
+    let x = x.clamp(LEAST, MOST);
     let n = (x * std::f32::consts::LOG2_E).round_ties_even();
     let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
     let mut e = TAYLOR[0];

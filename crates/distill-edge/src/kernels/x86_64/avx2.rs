@@ -511,7 +511,9 @@ fn exp_all(scores: &mut [f32], max: f32) -> f32 {
 #[inline]
 fn exp(x: __m256) -> __m256 {
     use exponential::{LEAST, LN_2_HIGH, LN_2_LOW, MOST, TAYLOR};
-    let x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(LEAST)), _mm256_set1_ps(MOST));
+    // Of a NaN and a number these give the second operand: NaN stays NaN.
+    let x = _mm256_max_ps(_mm256_set1_ps(LEAST), x);
+    let x = _mm256_min_ps(_mm256_set1_ps(MOST), x);
     let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm256_mul_ps(
         x,
         _mm256_set1_ps(std::f32::consts::LOG2_E),

@@ -17,8 +17,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("distill-edge", &["distill-quant", "distill-gguf"]),
     ("distill-export", &["distill-quant", "distill-gguf"]),
     ("distill-models", &["distill-quant", "distill-gguf"]),
-    ("distill-train", &["distill-models", "distill-data", "distill-recipe"]),
     ("distill-eval", &["distill-models", "distill-data", "distill-edge"]),
+    (
+        "distill-train",
+        &["distill-models", "distill-data", "distill-recipe", "distill-eval", "distill-gguf"],
+    ),
     (
         "distill",
         &[

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""TensorBoard's own reader against metrics.jsonl.
+"""TensorBoard's own reader against metrics.jsonl and timings.jsonl.
 
     tests/peers/.venv/bin/python tests/peers/tensorboard_scalars.py checkpoints/<name>/<run>
 
 Reads the run's event files with the EventAccumulator of PyPI `tensorboard` (no TensorFlow) and compares every
 scalar with the line of metrics.jsonl of the same step: the tag is `split/field`, the value the float32 of the
 number in the line. Exit code 1 if a scalar is missing on either side or differs.
+
+Wall-clock figures come from timings.jsonl. A resumed run writes the event files anew without the timings before it,
+so there a scalar may be missing from the event files, but none may be there that no line of timings.jsonl has.
 """
 
 from __future__ import annotations
@@ -28,9 +31,19 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="the run directory")
     arguments = parser.parse_args()
 
-    expected = read_metrics(arguments.run / "metrics.jsonl")
+    expected = {
+        tag: {step: values[-1] for step, values in steps.items()}
+        for tag, steps in read_lines(arguments.run / "metrics.jsonl").items()
+    }
+    timings = read_lines(arguments.run / "timings.jsonl")
     found = read_events(arguments.run)
     problems = []
+    timed = 0
+    for tag in sorted(timings.keys() - expected.keys()):
+        for step, value in found.pop(tag, {}).items():
+            timed += 1
+            if not any(same(ours, value) for ours in timings[tag].get(step, [])):
+                problems.append(f"{tag}: step {step}: {value!r} is in no line of timings.jsonl")
     print(f"{'tag':<36} {'scalars':>8} {'first':>8} {'last':>8} {'largest difference':>20}")
     for tag in sorted(expected.keys() | found.keys()):
         ours, theirs = expected.get(tag, {}), found.get(tag, {})
@@ -49,7 +62,7 @@ def main() -> int:
         print(f"{tag:<36} {len(shared):>8} {first:>8} {last:>8} {furthest:>20.3g}")
 
     compared = sum(len(expected[tag].keys() & found.get(tag, {}).keys()) for tag in expected)
-    print(f"\n{compared} scalars compared, {len(problems)} problems")
+    print(f"\n{compared} scalars and {timed} timings compared, {len(problems)} problems")
     for problem in problems[:20]:
         print(f"  {problem}")
     if compared == 0:
@@ -57,16 +70,19 @@ def main() -> int:
     return 1 if problems or compared == 0 else 0
 
 
-def read_metrics(path: Path) -> dict[str, dict[int, float]]:
-    """tag -> step -> value, from every numeric field of every line."""
-    scalars: dict[str, dict[int, float]] = {}
+def read_lines(path: Path) -> dict[str, dict[int, list[float]]]:
+    """tag -> step -> values, from every numeric field of every line; nothing if there is no such file."""
+    scalars: dict[str, dict[int, list[float]]] = {}
+    if not path.exists():
+        return scalars
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             entry = json.loads(line)
             for name, value in entry.items():
                 if name in KEYS or isinstance(value, bool) or not isinstance(value, (int, float)):
                     continue
-                scalars.setdefault(f"{entry['split']}/{name}", {})[entry["step"]] = float(value)
+                steps = scalars.setdefault(f"{entry['split']}/{name}", {})
+                steps.setdefault(entry["step"], []).append(float(value))
     return scalars
 
 

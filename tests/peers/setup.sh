@@ -9,7 +9,7 @@ pip=.venv/bin/pip
 # The build's own tools, so that llama.cpp is compiled for this machine and no prebuilt wheel is taken.
 "$pip" install --quiet scikit-build-core==1.1.2 cmake==4.4.4 ninja==1.13.2
 PATH="$PWD/.venv/bin:$PATH" \
-    CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=OFF" \
+    CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=OFF" \
     "$pip" install --quiet --no-build-isolation --no-binary llama-cpp-python -r requirements.txt
 
 python3 ../../datasets/fetch.py smollm2

@@ -22,6 +22,9 @@ pub enum StopReason {
 pub struct Generation {
     /// The new tokens, without the one that ended the turn.
     pub tokens: Vec<u32>,
+    /// The token that was chosen last and is not in the session yet: the last of `tokens`, or the
+    /// one that ended the turn. A conversation goes on with it in front of the next prompt.
+    pub pending: Option<u32>,
     /// Their text, control tokens left out.
     pub text: String,
     /// Why it ended.
@@ -36,8 +39,7 @@ pub struct Generation {
 ///
 /// `on_token` gets each token and the text that has become certain with it (possibly none: a
 /// character may need several tokens); it returns whether to go on. Text still incomplete at the
-/// end comes in a last call with the last token. All tokens but the last are in the session then;
-/// a conversation goes on with that one in front of the next prompt.
+/// end comes in a last call with the last token.
 ///
 /// # Errors
 /// If the prompt is empty, holds an unknown id, or does not fit into the session's context.
@@ -78,11 +80,15 @@ pub fn generate(
         }
         next = sampler.sample(session.decode(next)?);
     };
+    let pending = match stop {
+        StopReason::EndOfGeneration => Some(next),
+        _ => tokens.last().copied(),
+    };
     let certain = text.len();
     stream.finish(&mut text);
     if let (Some(&last), true) = (tokens.last(), text.len() > certain) {
         on_token(last, &text[certain..]);
     }
     let decode = start.elapsed() - prefill;
-    Ok(Generation { tokens, text, stop, prefill, decode })
+    Ok(Generation { tokens, pending, text, stop, prefill, decode })
 }

@@ -41,7 +41,7 @@ impl Sampler {
         Self { options, random, candidates: Vec::new() }
     }
 
-    /// The next token for `logits` [vocab]; NaN is never chosen. 0 for empty logits.
+    /// The next token for `logits` `[vocab]`; NaN is never chosen. 0 for empty logits.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
         if self.options.temperature <= 0.0 {
             return argmax(logits);

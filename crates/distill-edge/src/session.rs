@@ -35,7 +35,7 @@ pub struct Session {
     threads: Vec<JoinHandle<()>>,
     context: usize,
     position: usize,
-    /// The logits last asked for, [vocab].
+    /// The logits last asked for, `[vocab]`.
     logits: Vec<f32>,
 }
 
@@ -92,7 +92,7 @@ impl Session {
         Ok(session)
     }
 
-    /// Adds `tokens` and returns the logits after the last, [vocab].
+    /// Adds `tokens` and returns the logits after the last, `[vocab]`.
     ///
     /// # Errors
     /// If `tokens` is empty, holds an id outside the vocabulary, or does not fit into the context;
@@ -109,7 +109,7 @@ impl Session {
         Ok(&self.logits)
     }
 
-    /// Adds one token and returns the logits after it, [vocab].
+    /// Adds one token and returns the logits after it, `[vocab]`.
     ///
     /// # Errors
     /// As [`Session::prefill`].
@@ -118,7 +118,7 @@ impl Session {
     }
 
     /// Adds `tokens` and calls `each` with every position (in the session) and the logits after
-    /// it, [vocab]: for perplexity and for comparing with another engine.
+    /// it, `[vocab]`: for perplexity and for comparing with another engine.
     ///
     /// # Errors
     /// As [`Session::prefill`]; `each` has then not been called.

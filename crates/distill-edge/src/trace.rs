@@ -10,27 +10,27 @@ use crate::config::Config;
 /// Which linear layers read an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LinearInput {
-    /// Query, key and value: the normalised residual stream, [hidden].
+    /// Query, key and value: the normalised residual stream, `[hidden]`.
     Attention {
         /// The layer, from 0.
         layer: usize,
     },
-    /// The attention's output projection: [heads · head_dim].
+    /// The attention's output projection: `[heads · head_dim]`.
     AttentionOutput {
         /// The layer, from 0.
         layer: usize,
     },
-    /// Gate and up: the normalised residual stream, [hidden].
+    /// Gate and up: the normalised residual stream, `[hidden]`.
     FeedForward {
         /// The layer, from 0.
         layer: usize,
     },
-    /// Down: silu(gate) · up, [feed_forward].
+    /// Down: silu(gate) · up, `[feed_forward]`.
     Down {
         /// The layer, from 0.
         layer: usize,
     },
-    /// The head: the normalised residual stream, [hidden].
+    /// The head: the normalised residual stream, `[hidden]`.
     Head,
 }
 
@@ -54,9 +54,9 @@ pub struct QuantizedInput<'a> {
     pub position: usize,
     /// Elements of a token's input.
     pub columns: usize,
-    /// Q8_0 codes, [tokens, columns].
+    /// Q8_0 codes, `[tokens, columns]`.
     pub codes: &'a [i8],
-    /// Scales, [tokens, columns / 32].
+    /// Scales, `[tokens, columns / 32]`.
     pub scales: &'a [f32],
 }
 

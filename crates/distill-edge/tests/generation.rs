@@ -108,3 +108,21 @@ fn the_bench_reports_what_it_was_asked_for() {
     let report = bench::bench(&model, &none).unwrap();
     assert_eq!((report.prefill_tokens_per_second, report.decode_tokens_per_second), (0.0, 0.0));
 }
+
+#[test]
+fn a_conversation_goes_on_with_the_pending_token() {
+    let (_tiny, model) = model();
+    let options = SessionOptions { context: 60, ..SessionOptions::default() };
+    let mut session = Session::new(&model, options.clone()).unwrap();
+    let mut greedy = Sampler::new(SamplerOptions::default());
+    let done = generate(&mut session, &[3, 5], 6, &mut greedy, |_, _| true).unwrap();
+    let mut next = done.pending.into_iter().collect::<Vec<_>>();
+    next.extend([7, 8]);
+    let continued = session.prefill(&next).unwrap().to_vec();
+
+    let ended = (done.stop == StopReason::EndOfGeneration).then_some(27);
+    let whole: Vec<u32> =
+        [3, 5].into_iter().chain(done.tokens).chain(ended).chain([7, 8]).collect();
+    let mut fresh = Session::new(&model, options).unwrap();
+    assert_eq!(fresh.prefill(&whole).unwrap(), continued);
+}

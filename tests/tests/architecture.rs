@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("distill-edge", &["distill-quant", "distill-gguf"]),
     ("distill-export", &["distill-quant", "distill-gguf"]),
     ("distill-models", &["distill-quant", "distill-gguf"]),
-    ("distill-eval", &["distill-models", "distill-data", "distill-edge"]),
+    ("distill-eval", &["distill-models", "distill-data", "distill-edge", "distill-quant"]),
     (
         "distill-train",
         &["distill-models", "distill-data", "distill-recipe", "distill-eval", "distill-gguf"],

@@ -3,7 +3,7 @@
 mod tiny;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use distill_models::{KvCache, LlamaForCausalLM, Positions, RopeScaling, parameters};
+use distill_models::{Backend, KvCache, LlamaForCausalLM, Positions, RopeScaling, parameters};
 use tiny::{reference_logits, tiny_config, weights_of};
 
 fn ids(tokens: &[u32], device: &Device) -> Tensor<2, Int> {
@@ -32,7 +32,8 @@ fn logits_equal_a_float64_forward_pass() {
                 original_max_position_embeddings: 16,
             });
         }
-        for device in [Device::flex(), Device::ndarray()] {
+        for backend in [Backend::Flex, Backend::Ndarray] {
+            let device = backend.device().expect("both are always built");
             let model = tiny::model(&config, &device);
             let expected = reference_logits(&weights_of(&model), &config, &TOKENS);
             let found = graph_logits(&model, &TOKENS, &device);

@@ -2,12 +2,14 @@
 //! the scalar form, bit for bit, on every CPU backend.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use distill_models::{fake_quant, parameters};
+use distill_models::{Backend, fake_quant, parameters};
 use distill_quant::{BLOCK, q4_0, q8_0};
 use proptest::prelude::*;
 
 fn cpu_devices() -> Vec<(&'static str, Device)> {
-    vec![("flex", Device::flex()), ("ndarray", Device::ndarray())]
+    [("flex", Backend::Flex), ("ndarray", Backend::Ndarray)]
+        .map(|(name, backend)| (name, backend.device().expect("both are always built")))
+        .into()
 }
 
 fn on(device: &Device, values: &[f32], rule: impl Fn(Tensor<1>) -> Tensor<1>) -> Vec<f32> {

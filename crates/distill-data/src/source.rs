@@ -118,7 +118,7 @@ pub fn documents(sources: &[Source]) -> Result<Documents, DataError> {
     if sources.is_empty() {
         return Err(DataError::NoSources);
     }
-    let mut sources = sources.to_vec().into_iter();
+    let mut sources = Vec::from(sources).into_iter();
     let mut open: Option<Documents> = None;
     let mut failed = false;
     Ok(Box::new(std::iter::from_fn(move || {

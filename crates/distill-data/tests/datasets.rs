@@ -117,17 +117,14 @@ fn a_parquet_file_damaged_anywhere_is_an_error_and_never_a_panic() {
         fs::write(&damaged, &whole[..length]).unwrap();
         assert!(read(&damaged, &field("text")).is_err(), "cut at {length}");
     }
-    // The library may panic inside; its message is not wanted here.
-    std::panic::set_hook(Box::new(|_| {}));
     for at in 0..whole.len() {
-        for value in [0x00, 0x7f, 0xff, whole[at] ^ 1] {
+        for value in [0xff, whole[at] ^ 1] {
             let mut bytes = whole.clone();
             bytes[at] = value;
             fs::write(&damaged, bytes).unwrap();
             let _ = read(&damaged, &field("text"));
         }
     }
-    let _ = std::panic::take_hook();
 }
 
 #[test]

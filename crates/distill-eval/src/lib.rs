@@ -6,6 +6,7 @@
 
 mod error;
 pub mod parity;
+pub mod replay;
 pub mod report;
 pub mod runtime;
 pub mod score;

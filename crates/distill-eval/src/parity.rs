@@ -7,21 +7,21 @@
 //!
 //! - **exact**: float activations and an f32 KV cache. Both compute the same sums in another
 //!   order, so only rounding may differ.
-//! - **shipped**: what an app gets by default. Where activations are rounded, a sum that lies on
-//!   a rounding boundary may fall to either side, which moves single logits a little.
+//! - **shipped**: what an app gets by default. Where activations are rounded, the graph follows
+//!   the runtime at rounding boundaries, and only there: see [`crate::replay`].
 
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use distill_edge::{Activations, KvType, LoadOptions, Model, Session, SessionOptions};
 use distill_models::quantized::quantize;
-use distill_models::{
-    ActivationGrid, KvCache, LlamaForCausalLM, Positions, WeightGrids, parameters,
-};
+use distill_models::{ActivationGrid, LlamaForCausalLM, Positions, WeightGrids, parameters};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::EvalError;
+use crate::replay::{Codes, Replay};
 use crate::runtime::configuration;
 use crate::score::{kl, top};
 
@@ -78,6 +78,8 @@ pub struct Comparison {
     pub mean_kl: f64,
     /// Largest difference of any logit.
     pub max_logit_difference: f64,
+    /// How the codes of rounded activations compare; `None` where they are not rounded.
+    pub codes: Option<Codes>,
     /// Where the two are furthest apart.
     pub worst: Worst,
     /// Greedy continuations.
@@ -159,38 +161,36 @@ impl ParityInput<'_> {
         limits: Limits,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Comparison, EvalError> {
-        let graph = quantize(self.masters, &grids);
         let load = LoadOptions { activations, threads: self.threads, ..LoadOptions::default() };
         let runtime = Model::load(self.gguf, &load)?;
+        let mut graph = quantize(self.masters, &grids);
         let (found, expected) = (runtime.config().vocab_size, graph.config.vocab_size);
         if found != expected {
             return Err(EvalError::Vocabulary { path: self.gguf.to_path_buf(), found, expected });
         }
+        let replay = Replay::new(grids.activations == ActivationGrid::Q8_0, kv == KvType::F16);
+        graph.rounding = Arc::new(replay.clone());
         let longest = self.texts.iter().map(Vec::len).max().unwrap_or(0);
         let longest_prompt = self.prompts.iter().map(Vec::len).max().unwrap_or(0);
         let context = longest.max(longest_prompt + self.max_new_tokens);
-        let options = SessionOptions { context, kv, threads: self.threads };
-        let mut session = Session::new(&runtime, options)?;
+        let session = Session::new(&runtime, SessionOptions { context, kv, threads: self.threads })?;
+        let mut both = Both { graph: &graph, replay: &replay, session, device: self.device };
 
         let mut sums = Sums::default();
         for (sequence, text) in self.texts.iter().enumerate() {
-            session.reset();
-            let mut theirs = Vec::with_capacity(text.len() * expected);
-            session.score(text, |_, logits| theirs.extend_from_slice(logits))?;
-            graph_logits(&graph, text, self.device, |first, ours| {
-                let count = ours.len() / expected;
-                let theirs = &theirs[first * expected..(first + count) * expected];
+            both.logits(text, |first, ours, theirs| {
                 sums.add(sequence, first, ours, theirs, expected);
-            });
+            })?;
             progress(sums.positions);
         }
-        let mut greedy = Vec::with_capacity(self.prompts.len());
-        for prompt in self.prompts {
-            session.reset();
-            greedy.push(self.greedy(&graph, &mut session, prompt)?);
-        }
+        let greedy = self
+            .prompts
+            .iter()
+            .map(|prompt| both.greedy(prompt, self.max_new_tokens))
+            .collect::<Result<Vec<Greedy>, _>>()?;
         let positions = sums.positions.max(1) as f64;
         let (same_top, mean_kl) = (sums.same_top as f64 / positions, sums.kl / positions);
+        let codes = replay.codes();
         let bounded = |limit: f64| sums.max_difference <= limit;
         let agree = |g: &Greedy| g.gap.is_none_or(|gap| gap <= limits.near_tie);
         Ok(Comparison {
@@ -199,45 +199,85 @@ impl ParityInput<'_> {
             passed: same_top >= limits.same_top
                 && mean_kl <= limits.mean_kl
                 && limits.max_logit_difference.is_none_or(bounded)
+                && codes.is_none_or(|codes| codes.refused == 0)
                 && greedy.iter().all(agree),
             limits,
             positions: sums.positions,
             same_top,
             mean_kl,
             max_logit_difference: sums.max_difference,
+            codes,
             worst: sums.worst,
             greedy,
         })
     }
+}
 
-    /// Both continue the prompt; the graph's choice is followed until they part.
-    fn greedy(
-        &self,
-        graph: &LlamaForCausalLM,
-        session: &mut Session,
-        prompt: &[u32],
-    ) -> Result<Greedy, EvalError> {
-        let mut cache = KvCache::new(graph.config.num_hidden_layers);
-        let mut ours = next_logits(graph, prompt, &mut cache, self.device);
-        let mut theirs = top(session.prefill(prompt)?);
-        let result = |same, gap| Greedy {
-            prompt: prompt.to_vec(),
-            same,
-            tokens: self.max_new_tokens,
-            gap,
-        };
-        for same in 0..self.max_new_tokens {
-            let best = top(&ours);
-            if best != theirs {
-                let gap = f64::from(ours[best]) - f64::from(ours[theirs]);
-                return Ok(result(same, Some(gap)));
-            }
-            if same + 1 < self.max_new_tokens {
-                ours = next_logits(graph, &[best as u32], &mut cache, self.device);
-                theirs = top(session.decode(best as u32)?);
-            }
+/// Graph and runtime in one configuration.
+struct Both<'a> {
+    graph: &'a LlamaForCausalLM,
+    replay: &'a Replay,
+    session: Session,
+    device: &'a Device,
+}
+
+impl Both<'_> {
+    /// Logits of both at every position of a text: `each(first, graph, runtime)`, each
+    /// `[positions, vocab]`.
+    fn logits(
+        &mut self,
+        text: &[u32],
+        mut each: impl FnMut(usize, &[f32], &[f32]),
+    ) -> Result<(), EvalError> {
+        let vocab = self.graph.config.vocab_size;
+        let mut theirs = Vec::with_capacity(text.len() * vocab);
+        self.session.reset();
+        self.replay.begin();
+        self.session.score_traced(
+            text,
+            |_, logits| theirs.extend_from_slice(logits),
+            |seen| self.replay.record(seen),
+        )?;
+        graph_logits(self.graph, text, self.device, |first, ours| {
+            each(first, ours, &theirs[first * vocab..first * vocab + ours.len()]);
+        });
+        Ok(())
+    }
+
+    /// The runtime continues a prompt; the graph is asked for its choice at each step of the
+    /// same text.
+    fn greedy(&mut self, prompt: &[u32], tokens: usize) -> Result<Greedy, EvalError> {
+        self.session.reset();
+        let mut text = prompt.to_vec();
+        let mut next = top(self.session.prefill(prompt)?) as u32;
+        for _ in 1..tokens {
+            text.push(next);
+            next = top(self.session.decode(next)?) as u32;
         }
-        Ok(result(self.max_new_tokens, None))
+        let vocab = self.graph.config.vocab_size;
+        let mut chosen = text[prompt.len()..].to_vec();
+        chosen.push(next);
+        let first_choice = prompt.len() - 1;
+        let mut parted: Option<(usize, f64)> = None;
+        self.logits(&text, |first, ours, _| {
+            for (row, logits) in ours.chunks_exact(vocab).enumerate() {
+                let position = first + row;
+                if position < first_choice || parted.is_some() {
+                    continue;
+                }
+                let (best, theirs) = (top(logits), chosen[position - first_choice] as usize);
+                if best != theirs {
+                    let gap = f64::from(logits[best]) - f64::from(logits[theirs]);
+                    parted = Some((position - first_choice, gap));
+                }
+            }
+        })?;
+        Ok(Greedy {
+            prompt: prompt.to_vec(),
+            same: parted.map_or(tokens, |(same, _)| same),
+            tokens,
+            gap: parted.map(|(_, gap)| gap),
+        })
     }
 }
 
@@ -263,7 +303,8 @@ impl Sums {
                     if d <= worst { worst } else { d }
                 });
                 let kl = kl(ours, theirs);
-                let kl = if difference.is_finite() { kl } else { f64::INFINITY };
+                // JSON has no infinity: the largest number stands for "not a number".
+                let kl = if difference.is_finite() { kl } else { f64::MAX };
                 (kl, difference, top(ours), top(theirs))
             })
             .collect();
@@ -271,9 +312,8 @@ impl Sums {
             self.positions += 1;
             self.same_top += usize::from(ours == theirs);
             self.kl += kl;
-            if difference.is_nan() || difference > self.max_difference {
-                self.max_difference = if difference.is_nan() { f64::INFINITY } else { difference };
-            }
+            let difference = if difference.is_nan() { f64::MAX } else { difference };
+            self.max_difference = self.max_difference.max(difference);
             if kl > self.worst.kl || self.positions == 1 {
                 let (graph_top, runtime_top) = (ours as u32, theirs as u32);
                 let position = first + offset;
@@ -298,18 +338,6 @@ pub fn graph_logits(
         let logits = graph.logits(hidden.clone().narrow(1, start, count));
         each(start, &parameters::values(logits));
     }
-}
-
-/// The graph's logits after some more tokens, `[vocab]`.
-fn next_logits(
-    graph: &LlamaForCausalLM,
-    tokens: &[u32],
-    cache: &mut KvCache,
-    device: &Device,
-) -> Vec<f32> {
-    let positions = Positions::continuing(&graph.config, cache.tokens(), tokens.len(), device);
-    let hidden = graph.hidden(ids(tokens, device), &positions, Some(cache));
-    parameters::values(graph.logits(hidden.narrow(1, tokens.len() - 1, 1)))
 }
 
 fn ids(tokens: &[u32], device: &Device) -> Tensor<2, Int> {

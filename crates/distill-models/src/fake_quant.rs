@@ -65,6 +65,13 @@ pub fn activations_q8_0(x: Tensor<3>) -> Tensor<3> {
     rounded.autodiff() + (x.clone() - x.detach())
 }
 
+/// Rounds to the nearest f16, as a half-precision KV cache does. Any shape.
+pub fn f16<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let dims = x.dims();
+    let elements: usize = dims.iter().product();
+    round_to_f16(x.reshape([elements, 1])).reshape(dims)
+}
+
 /// The scale as f16 stores it and the reciprocal of the exact one; both 0 for a zero block.
 /// `[blocks, 1]` each.
 fn scale_and_inverse(exact: Tensor<2>) -> (Tensor<2>, Tensor<2>) {

@@ -18,6 +18,7 @@ pub mod llama;
 pub mod parameters;
 pub mod quantized;
 pub mod rope;
+mod rounding;
 pub mod save;
 pub mod weights;
 
@@ -25,6 +26,7 @@ pub use config::{LlamaConfig, RopeScaling};
 pub use device::Backend;
 pub use error::ModelError;
 pub use kv_cache::KvCache;
-pub use llama::{ActivationGrid, LlamaForCausalLM, Positions};
+pub use llama::{LlamaForCausalLM, Positions};
 pub use quantized::{WeightGrid, WeightGrids};
+pub use rounding::{ActivationGrid, LinearInput, Rounding};
 pub use weights::{LoadReport, load_pretrained};

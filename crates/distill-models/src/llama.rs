@@ -4,21 +4,13 @@
 //! network. Weights are `[out, in]`, as Hugging Face stores them, so that the quantisation
 //! blocks of 32 lie along the contiguous input dimension.
 
+use std::sync::Arc;
+
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
 
 use crate::rope::{inverse_frequencies, rotate};
-use crate::{KvCache, LlamaConfig, fake_quant};
-
-/// Grid on which the inputs of the linears are rounded, in training as in the runtime.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum ActivationGrid {
-    /// Not at all.
-    #[default]
-    Float,
-    /// Q8_0 in blocks of 32 along the input dimension, scale in f32.
-    Q8_0,
-}
+use crate::{ActivationGrid, KvCache, LinearInput, LlamaConfig, Rounding};
 
 /// A causal language model; its parameter paths are Hugging Face's tensor names.
 #[derive(Module, Debug)]
@@ -30,9 +22,9 @@ pub struct LlamaForCausalLM {
     /// Shape of the model.
     #[module(skip)]
     pub config: LlamaConfig,
-    /// Grid of the linears' inputs.
+    /// What the forward pass rounds.
     #[module(skip)]
-    pub activations: ActivationGrid,
+    pub rounding: Arc<dyn Rounding>,
 }
 
 /// Embedding, decoder layers, final norm.
@@ -270,7 +262,7 @@ impl LlamaForCausalLM {
             model: LlamaModel { embed_tokens, layers, norm },
             lm_head,
             config: config.clone(),
-            activations: ActivationGrid::Float,
+            rounding: ActivationGrid::Float.into(),
         }
     }
 
@@ -311,10 +303,9 @@ impl LlamaForCausalLM {
         let mut x =
             embedding.select(0, input_ids.reshape([batch * tokens])).reshape([batch, tokens, width]);
         for (index, layer) in self.model.layers.iter().enumerate() {
-            let cache = cache.as_deref_mut().map(|cache| (cache, index));
-            x = layer.forward(x, &positions, cache, self);
+            x = layer.forward(x, &positions, cache.as_deref_mut(), index, self);
         }
-        self.on_grid(self.model.norm.forward(x))
+        self.rounding.linear_input(LinearInput::Head, self.model.norm.forward(x))
     }
 
     /// The head's matrix `[vocab, hidden]`.
@@ -329,14 +320,6 @@ impl LlamaForCausalLM {
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         linear(hidden, self.head())
     }
-
-    /// Rounds a linear's input to the activation grid.
-    fn on_grid(&self, x: Tensor<3>) -> Tensor<3> {
-        match self.activations {
-            ActivationGrid::Float => x,
-            ActivationGrid::Q8_0 => fake_quant::activations_q8_0(x),
-        }
-    }
 }
 
 impl LlamaDecoderLayer {
@@ -344,13 +327,17 @@ impl LlamaDecoderLayer {
         &self,
         x: Tensor<3>,
         positions: &Positions,
-        cache: Option<(&mut KvCache, usize)>,
+        cache: Option<&mut KvCache>,
+        index: usize,
         model: &LlamaForCausalLM,
     ) -> Tensor<3> {
-        let normed = model.on_grid(self.input_layernorm.forward(x.clone()));
-        let x = x + self.self_attn.forward(normed, positions, cache, model);
-        let normed = model.on_grid(self.post_attention_layernorm.forward(x.clone()));
-        x + self.mlp.forward(normed, model)
+        let round = |input, x| model.rounding.linear_input(input, x);
+        let normed = round(LinearInput::Attention(index), self.input_layernorm.forward(x.clone()));
+        let x = x + self.self_attn.forward(normed, positions, cache, index, model);
+        let normed = self.post_attention_layernorm.forward(x.clone());
+        let normed = round(LinearInput::FeedForward(index), normed);
+        let inner = self.mlp.inner(normed);
+        x + self.mlp.down_proj.forward(round(LinearInput::Down(index), inner))
     }
 }
 
@@ -359,7 +346,8 @@ impl LlamaAttention {
         &self,
         x: Tensor<3>,
         positions: &Positions,
-        cache: Option<(&mut KvCache, usize)>,
+        cache: Option<&mut KvCache>,
+        index: usize,
         model: &LlamaForCausalLM,
     ) -> Tensor<3> {
         let [batch, tokens, _] = x.dims();
@@ -373,8 +361,9 @@ impl LlamaAttention {
         let keys = split(self.k_proj.forward(x.clone()), groups);
         let keys = rotate(keys, &positions.cos, &positions.sin);
         let values = split(self.v_proj.forward(x), groups);
+        let (keys, values) = (model.rounding.cached(keys), model.rounding.cached(values));
         let (keys, values) = match cache {
-            Some((cache, layer)) => cache.append(layer, keys, values),
+            Some(cache) => cache.append(index, keys, values),
             None => (keys, values),
         };
         let known = keys.dims()[2];
@@ -390,15 +379,16 @@ impl LlamaAttention {
             .reshape([batch, heads, tokens, width])
             .swap_dims(1, 2)
             .reshape([batch, tokens, heads * width]);
-        self.o_proj.forward(model.on_grid(mixed))
+        let mixed = model.rounding.linear_input(LinearInput::AttentionOutput(index), mixed);
+        self.o_proj.forward(mixed)
     }
 }
 
 impl LlamaMlp {
-    fn forward(&self, x: Tensor<3>, model: &LlamaForCausalLM) -> Tensor<3> {
+    /// silu(gate(x)) ∘ up(x), the input of `down_proj`: `[batch, tokens, intermediate]`.
+    fn inner(&self, x: Tensor<3>) -> Tensor<3> {
         let gate = activation::silu(self.gate_proj.forward(x.clone()));
-        let inner = gate * self.up_proj.forward(x);
-        self.down_proj.forward(model.on_grid(inner))
+        gate * self.up_proj.forward(x)
     }
 }
 

@@ -78,7 +78,7 @@ pub fn quantize(masters: &LlamaForCausalLM, grids: &WeightGrids) -> LlamaForCaus
     let mut model = parameters::map(masters.clone(), |name, _, weights| {
         round(grids.of(name), weights)
     });
-    model.activations = grids.activations;
+    model.rounding = grids.activations.into();
     model
 }
 

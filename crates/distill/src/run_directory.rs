@@ -27,7 +27,7 @@ pub fn create(recipe: &Recipe, written: &str) -> Result<PathBuf, Failure> {
     }
     fs::create_dir(&run).map_err(|source| unwritable(&run, source))?;
     write(&run.join(RECIPE), written)?;
-    write(&run.join(RESOLVED), &resolved(recipe))?;
+    write(&run.join(RESOLVED), &resolved(recipe)?)?;
     Ok(run)
 }
 
@@ -45,7 +45,7 @@ pub fn newest(recipe: &Recipe) -> Result<PathBuf, Failure> {
     })?;
     let path = run.join(RESOLVED);
     let before = fs::read_to_string(&path).map_err(Failure::io("reading", &path))?;
-    let now = resolved(recipe);
+    let now = resolved(recipe)?;
     if before != now {
         let changed = before.lines().zip(now.lines()).find(|(a, b)| a != b);
         let difference = changed.map_or("a line was added or removed".into(), |(a, b)| {
@@ -77,6 +77,13 @@ pub fn timestamp() -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}Z", second % 60)
 }
 
+/// Writes a value as JSON, whole or not at all.
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Failure> {
+    let json = serde_json::to_string_pretty(value)
+        .map_err(|e| Failure::Usage(format!("{}: not to be written as JSON: {e}", path.display())))?;
+    write(path, &json)
+}
+
 /// Writes a file whole or not at all.
 pub fn write(path: &Path, text: &str) -> Result<(), Failure> {
     let partial = path.with_extension("tmp");
@@ -84,8 +91,9 @@ pub fn write(path: &Path, text: &str) -> Result<(), Failure> {
     fs::rename(&partial, path).map_err(Failure::io("renaming", &partial))
 }
 
-fn resolved(recipe: &Recipe) -> String {
-    recipe.to_toml().unwrap_or_default()
+/// The recipe with every default, as TOML.
+pub fn resolved(recipe: &Recipe) -> Result<String, Failure> {
+    recipe.to_toml().map_err(|e| Failure::Usage(format!("the recipe has no TOML form: {e}")))
 }
 
 fn unwritable(path: &Path, source: std::io::Error) -> Failure {

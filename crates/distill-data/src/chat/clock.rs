@@ -93,7 +93,7 @@ impl Date {
     }
 
     fn directive(&self, directive: char) -> Result<String, Error> {
-        let hour_of_twelve = if self.hour % 12 == 0 { 12 } else { self.hour % 12 };
+        let hour_of_twelve = if self.hour.is_multiple_of(12) { 12 } else { self.hour % 12 };
         Ok(match directive {
             'Y' => self.year.to_string(),
             'y' => format!("{:02}", self.year % 100),

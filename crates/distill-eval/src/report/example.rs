@@ -124,6 +124,7 @@ fn comparison(configuration: &str, limits: Limits, mean_kl: f64, difference: f64
         same_top: 4095.0 / 4096.0,
         mean_kl,
         max_logit_difference: difference,
+        codes: None,
         worst: Worst {
             sequence: 3,
             position: 217,

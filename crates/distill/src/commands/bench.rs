@@ -1,6 +1,7 @@
 //! `distill bench`.
 
-use distill_edge::{BenchOptions, LoadOptions, Model, bench as measure};
+use distill_edge::bench::{BenchOptions, bench as measure};
+use distill_edge::{LoadOptions, Model};
 
 use crate::cli;
 use crate::failure::Failure;

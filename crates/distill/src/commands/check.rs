@@ -4,11 +4,12 @@ use distill_recipe::Recipe;
 
 use crate::cli;
 use crate::failure::Failure;
+use crate::run_directory;
 
 /// Prints the recipe with every default, or points at what is wrong.
 pub fn check(args: &cli::Recipe) -> Result<(), Failure> {
     let (_, recipe) = Recipe::from_path(&args.recipe, &args.set)?;
-    print!("{}", recipe.to_toml().map_err(|e| Failure::Usage(e.to_string()))?);
+    print!("{}", run_directory::resolved(&recipe)?);
     Ok(())
 }
 

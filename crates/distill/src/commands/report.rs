@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
+use distill_edge::bench::{BenchOptions, bench};
 use distill_edge::{
-    BenchOptions, KvType, LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions,
-    bench, generate,
+    KvType, LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions, generate,
 };
 use distill_eval::report::{Curve, ExportedFile, Row, RowKind, RunReport, Sample, html, table};
 use distill_eval::{Parity, Score, runtime};
@@ -58,7 +58,7 @@ pub fn report(
         version: env!("CARGO_PKG_VERSION").into(),
         finished: run_directory::timestamp(),
         hardware: hardware::describe(recipe.backend, kernels),
-        recipe: recipe.to_toml().unwrap_or_default(),
+        recipe: run_directory::resolved(recipe)?,
         positions: held_out.batch(&measured).valid_tokens(),
         rows,
         curves: curves(&records),
@@ -67,8 +67,7 @@ pub fn report(
         files: files(run)?,
     };
     bar.finish_and_clear();
-    let json = serde_json::to_string_pretty(&report).unwrap_or_default();
-    run_directory::write(&run.join("report.json"), &json)?;
+    run_directory::write_json(&run.join("report.json"), &report)?;
     let page = run.join("report.html");
     run_directory::write(&page, &html(&report)?)?;
     print!("{}", table(&report));

@@ -79,9 +79,7 @@ pub fn verify(
     for comparison in [&mut parity.exact, &mut parity.shipped] {
         comparison.worst.context = tokenizer.decode(context(&texts, comparison));
     }
-    let json = serde_json::to_string_pretty(&parity)
-        .map_err(|e| Failure::Usage(format!("parity.json: {e}")))?;
-    run_directory::write(&run.join("export/parity.json"), &json)?;
+    run_directory::write_json(&run.join("export/parity.json"), &parity)?;
     Ok(parity)
 }
 

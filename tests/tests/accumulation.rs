@@ -68,12 +68,11 @@ fn update(batch_size: usize, accumulation: usize) -> (BTreeMap<String, Vec<f64>>
     let paths = LocalPaths { sources: recipe.data.sources.clone(), ..LocalPaths::default() };
     let run = directory.path().join("run");
     std::fs::create_dir(&run).expect("create");
-    let prepared =
-        prepare::prepare(&recipe, &paths, &run, &device, &mut |_| {}).expect("prepares");
+    let prepared = prepare::prepare(&recipe, &paths, &run, &device, &mut |_| {}).expect("prepares");
     let first = prepared.first_student(&recipe, &paths, &device).expect("student");
     let before = weights_of(&first);
-    let trainer =
-        Trainer::open(&recipe, &prepared, || Ok(first), run.clone(), device.clone()).expect("opens");
+    let trainer = Trainer::open(&recipe, &prepared, || Ok(first), run.clone(), device.clone())
+        .expect("opens");
     let checkpoint = trainer.run(&mut ()).expect("trains");
     let after = weights_of(&load_pretrained(&checkpoint, &device).expect("loads").0);
     let records = distill_train::metrics::read(&run).expect("metrics");
@@ -82,7 +81,10 @@ fn update(batch_size: usize, accumulation: usize) -> (BTreeMap<String, Vec<f64>>
         .iter()
         .map(|(name, (_, old))| {
             let new = &after[name].1;
-            (name.clone(), new.iter().zip(old).map(|(n, o)| f64::from(*n) - f64::from(*o)).collect())
+            (
+                name.clone(),
+                new.iter().zip(old).map(|(n, o)| f64::from(*n) - f64::from(*o)).collect(),
+            )
         })
         .collect();
     (change, loss.expect("a loss"))
@@ -94,9 +96,11 @@ fn four_micro_batches_of_one_update_as_one_of_four() {
     let (parts, parts_loss) = update(1, 4);
     assert!((whole_loss - parts_loss).abs() < 1e-6 * whole_loss, "{whole_loss} {parts_loss}");
     let norm = |d: &mut dyn Iterator<Item = f64>| d.map(|v| v * v).sum::<f64>().sqrt();
-    let difference = norm(&mut whole.iter().flat_map(|(name, change)| {
-        change.iter().zip(&parts[name]).map(|(a, b)| a - b)
-    }));
+    let difference = norm(
+        &mut whole
+            .iter()
+            .flat_map(|(name, change)| change.iter().zip(&parts[name]).map(|(a, b)| a - b)),
+    );
     let size = norm(&mut whole.values().flatten().copied());
     assert!(size > 0.0);
     assert!(difference <= 1e-5 * size, "relative difference {:.2e}", difference / size);

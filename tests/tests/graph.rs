@@ -71,8 +71,10 @@ fn packed_documents_do_not_see_each_other() {
     let documents = [0, 0, 0, 0, 1, 1, 1, 1, 1];
     let positions = [0, 1, 2, 3, 0, 1, 2, 3, 4];
     let layout = Positions::packed(&model.config, 1, &positions, &documents, &device);
-    let packed = parameters::values(model.logits(model.hidden(ids(&TOKENS, &device), &layout, None)));
-    let apart = [graph_logits(&model, first, &device), graph_logits(&model, second, &device)].concat();
+    let packed =
+        parameters::values(model.logits(model.hidden(ids(&TOKENS, &device), &layout, None)));
+    let apart =
+        [graph_logits(&model, first, &device), graph_logits(&model, second, &device)].concat();
     for (index, (a, b)) in packed.iter().zip(&apart).enumerate() {
         assert!((a - b).abs() < 1e-5, "{index}: {a} {b}");
     }
@@ -80,8 +82,10 @@ fn packed_documents_do_not_see_each_other() {
 
 #[test]
 fn parameter_paths_are_hugging_face_names() {
-    let names: Vec<String> =
-        parameters::shapes(&tiny::model(&tiny_config(), &Device::flex())).into_iter().map(|(n, _)| n).collect();
+    let names: Vec<String> = parameters::shapes(&tiny::model(&tiny_config(), &Device::flex()))
+        .into_iter()
+        .map(|(n, _)| n)
+        .collect();
     for name in [
         "model.embed_tokens.weight",
         "model.layers.1.self_attn.q_proj.weight",

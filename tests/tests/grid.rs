@@ -89,13 +89,17 @@ fn a_tie_of_plus_and_minus_absmax_takes_the_positive() {
 #[test]
 fn values_on_rounding_boundaries_fall_to_the_same_side() {
     // Scale −1: codes change at the halves, and 7.5 is where the clamp begins.
-    assert_every_rule_is_the_scalar_one(&block(|i| if i == 0 { 8.0 } else { i as f32 / 2.0 - 8.0 }));
+    assert_every_rule_is_the_scalar_one(&block(
+        |i| if i == 0 { 8.0 } else { i as f32 / 2.0 - 8.0 },
+    ));
     assert_every_rule_is_the_scalar_one(&block(|i| 127.0 - i as f32 * 0.5));
 }
 
 #[test]
 fn denormal_and_overflowing_scales_are_stored_alike() {
-    for exponent in [-149, -140, -130, -126, -30, -27, -25, -24, -22, -20, -17, -14, 10, 18, 19, 20, 40, 120] {
+    for exponent in
+        [-149, -140, -130, -126, -30, -27, -25, -24, -22, -20, -17, -14, 10, 18, 19, 20, 40, 120]
+    {
         let size = 2f32.powi(exponent);
         assert_every_rule_is_the_scalar_one(&block(|i| size * (i as f32 - 13.3) / 16.0));
         assert_every_rule_is_the_scalar_one(&block(|i| if i == 5 { -size } else { 0.0 }));
@@ -150,7 +154,8 @@ fn wgpu_rounds_as_the_scalar_rule_up_to_two_ulp_at_boundaries() {
     let device = distill_models::Backend::Wgpu.device().expect("this build has wgpu");
     let mut state = 1u64;
     let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
     };
     let mut values: Vec<f32> = (0..4096 * BLOCK).map(|_| next()).collect();
@@ -185,11 +190,17 @@ fn wgpu_rounds_as_the_scalar_rule_up_to_two_ulp_at_boundaries() {
             }
             moved += 1;
             let (scale, half) = step(&values[index / BLOCK * BLOCK..][..BLOCK]);
-            assert!(((a - b).abs() - scale.abs()).abs() <= 1e-3 * scale.abs(), "{name} {index}: {a} {b}");
+            assert!(
+                ((a - b).abs() - scale.abs()).abs() <= 1e-3 * scale.abs(),
+                "{name} {index}: {a} {b}"
+            );
             let at = values[index] / scale;
             let distance = ((at.abs() + half).fract().min(1.0 - (at.abs() + half).fract())).abs();
             // The stored scale is the exact one rounded to f16: allow its half ulp as well.
-            assert!(distance < 16.0 * 2f32.powi(-11) + 4.0 * f32::EPSILON * 128.0, "{name} {index}: {at}");
+            assert!(
+                distance < 16.0 * 2f32.powi(-11) + 4.0 * f32::EPSILON * 128.0,
+                "{name} {index}: {at}"
+            );
         }
         eprintln!("{name}: {moved} of {} codes moved on wgpu", found.len());
         assert!(moved * 1000 < found.len(), "{name}: {moved} codes moved");

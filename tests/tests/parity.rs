@@ -65,8 +65,9 @@ impl Exported {
 
     fn parity(&self, gguf: &Path) -> Parity {
         let vocab = self.model.config.vocab_size as u32;
-        let texts: Vec<Vec<u32>> =
-            (0..4u32).map(|t| (0..64).map(|i| (i * 37 + t * 101 + i * i) % vocab).collect()).collect();
+        let texts: Vec<Vec<u32>> = (0..4u32)
+            .map(|t| (0..64).map(|i| (i * 37 + t * 101 + i * i) % vocab).collect())
+            .collect();
         let prompts = vec![texts[0][..8].to_vec(), texts[1][..8].to_vec()];
         ParityInput {
             masters: &self.model,

@@ -147,9 +147,9 @@ impl ParityInput<'_> {
             return Err(EvalError::NoText);
         }
         let exact = WeightGrids { activations: ActivationGrid::Float, ..self.grids };
-        let exact = self.configuration(exact, Some(Activations::Float), KvType::F32, EXACT, progress)?;
-        let shipped =
-            self.configuration(self.grids, None, KvType::default(), SHIPPED, progress)?;
+        let exact =
+            self.configuration(exact, Some(Activations::Float), KvType::F32, EXACT, progress)?;
+        let shipped = self.configuration(self.grids, None, KvType::default(), SHIPPED, progress)?;
         Ok(Parity { passed: exact.passed && shipped.passed, exact, shipped })
     }
 
@@ -173,7 +173,8 @@ impl ParityInput<'_> {
         let longest = self.texts.iter().map(Vec::len).max().unwrap_or(0);
         let longest_prompt = self.prompts.iter().map(Vec::len).max().unwrap_or(0);
         let context = longest.max(longest_prompt + self.max_new_tokens);
-        let session = Session::new(&runtime, SessionOptions { context, kv, threads: self.threads })?;
+        let session =
+            Session::new(&runtime, SessionOptions { context, kv, threads: self.threads })?;
         let mut both = Both { graph: &graph, replay: &replay, session, device: self.device };
 
         let mut sums = Sums::default();
@@ -299,9 +300,11 @@ impl Sums {
             .map(|(ours, theirs)| {
                 let apart = |(a, b): (&f32, &f32)| f64::from((a - b).abs());
                 // A NaN must not pass for agreement, as it would in f64::max.
-                let difference = ours.iter().zip(theirs).map(apart).fold(0.0, |worst, d| {
-                    if d <= worst { worst } else { d }
-                });
+                let difference = ours
+                    .iter()
+                    .zip(theirs)
+                    .map(apart)
+                    .fold(0.0, |worst, d| if d <= worst { worst } else { d });
                 let kl = kl(ours, theirs);
                 // JSON has no infinity: the largest number stands for "not a number".
                 let kl = if difference.is_finite() { kl } else { f64::MAX };

@@ -175,8 +175,7 @@ impl LlamaConfig {
             num_hidden_layers: size("llama.block_count")?,
             num_attention_heads: heads,
             num_key_value_heads: size("llama.attention.head_count_kv").unwrap_or(heads),
-            head_dim: size("llama.attention.key_length")
-                .unwrap_or(hidden_size / heads.max(1)),
+            head_dim: size("llama.attention.key_length").unwrap_or(hidden_size / heads.max(1)),
             rope_theta: meta.f32("llama.rope.freq_base").map_or(10_000.0, f64::from),
             rope_scaling: scaling,
             rms_norm_eps: short_f64(meta.f32("llama.attention.layer_norm_rms_epsilon")?),
@@ -215,7 +214,10 @@ impl LlamaConfig {
             ));
         }
         if !self.head_dim.is_multiple_of(2) {
-            return fail(format!("`head_dim` is {}, rotary embeddings need an even one", self.head_dim));
+            return fail(format!(
+                "`head_dim` is {}, rotary embeddings need an even one",
+                self.head_dim
+            ));
         }
         if let Some(RopeScaling::Divisors { rope_divisors }) = &self.rope_scaling
             && rope_divisors.len() != self.head_dim / 2
@@ -283,7 +285,8 @@ fn scaling(json: Option<serde_json::Value>) -> Result<Option<RopeScaling>, Strin
 
 /// Hugging Face writes one id or a list; the first is the end of text.
 fn first_id(json: serde_json::Value) -> Option<u32> {
-    let value = if let Some(list) = json.as_array() { list.first()?.as_u64() } else { json.as_u64() };
+    let value =
+        if let Some(list) = json.as_array() { list.first()?.as_u64() } else { json.as_u64() };
     value.and_then(|v| u32::try_from(v).ok())
 }
 

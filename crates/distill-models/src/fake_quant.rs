@@ -42,7 +42,7 @@ pub fn q8_0(weights: Tensor<1>) -> Tensor<1> {
     let x = blocks(weights);
     let exact = x.clone().abs().max_dim(1).div_scalar(127.0).clamp_max(F16_MAX);
     let (scale, inverse) = scale_and_inverse(exact);
-    flat((x * inverse).round().clamp(-127.0, 127.0) * scale)
+    flat(codes_q8_0(x, inverse) * scale)
 }
 
 /// Rounds a linear's input to Q8_0 along its last dimension, with the scale in f32, as the
@@ -57,7 +57,7 @@ pub fn activations_q8_0(x: Tensor<3>) -> Tensor<3> {
     let zero = scale.clone().lower_scalar(f32::MIN_POSITIVE);
     let inverse = scale.clone().recip().mask_fill(zero.clone(), 0.0);
     let scale = scale.mask_fill(zero, 0.0);
-    let rounded = ((blocked * inverse).round().clamp(-127.0, 127.0) * scale).reshape(dims);
+    let rounded = (codes_q8_0(blocked, inverse) * scale).reshape(dims);
     if !x.is_autodiff() {
         return rounded;
     }
@@ -70,6 +70,11 @@ pub fn f16<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let dims = x.dims();
     let elements: usize = dims.iter().product();
     round_to_f16(x.reshape([elements, 1])).reshape(dims)
+}
+
+/// Codes of Q8_0, `[blocks, 32]`. Adding zero turns −0 into the 0 that an integer code is.
+fn codes_q8_0(x: Tensor<2>, inverse: Tensor<2>) -> Tensor<2> {
+    (x * inverse).round().clamp(-127.0, 127.0).add_scalar(0.0)
 }
 
 /// The scale as f16 stores it and the reciprocal of the exact one; both 0 for a zero block.

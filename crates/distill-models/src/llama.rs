@@ -195,7 +195,8 @@ impl LlamaForCausalLM {
             if dims.len() == 1 {
                 return vec![1.0; elements];
             }
-            let feeds_residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
+            let feeds_residual =
+                name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
             let sigma = if feeds_residual { residual } else { 0.02 };
             (0..elements).map(|_| (sigma * normal.next()) as f32).collect()
         })
@@ -275,7 +276,9 @@ impl LlamaForCausalLM {
         let rising = keep.windows(2).all(|pair| pair[0] < pair[1]);
         if keep.is_empty() || !rising || keep.iter().any(|&layer| layer >= count) {
             return Err(crate::ModelError::KeepLayers {
-                problem: format!("{keep:?}; expected rising indices below the teacher's {count} layers"),
+                problem: format!(
+                    "{keep:?}; expected rising indices below the teacher's {count} layers"
+                ),
             });
         }
         let mut index = 0;
@@ -300,8 +303,9 @@ impl LlamaForCausalLM {
             if embedding.is_autodiff() { positions.clone().autodiff() } else { positions.clone() };
         let [batch, tokens] = input_ids.dims();
         let width = self.config.hidden_size;
-        let mut x =
-            embedding.select(0, input_ids.reshape([batch * tokens])).reshape([batch, tokens, width]);
+        let mut x = embedding
+            .select(0, input_ids.reshape([batch * tokens]))
+            .reshape([batch, tokens, width]);
         for (index, layer) in self.model.layers.iter().enumerate() {
             x = layer.forward(x, &positions, cache.as_deref_mut(), index, self);
         }
@@ -371,8 +375,12 @@ impl LlamaAttention {
         let queries = queries.reshape([batch, groups, per_group * tokens, width]);
         let scores = queries.matmul(keys.transpose()).mul_scalar((width as f64).powf(-0.5));
         let scores = scores.reshape([batch, groups, per_group, tokens, known]);
-        let weights = activation::softmax(scores + positions.bias.clone(), 4)
-            .reshape([batch, groups, per_group * tokens, known]);
+        let weights = activation::softmax(scores + positions.bias.clone(), 4).reshape([
+            batch,
+            groups,
+            per_group * tokens,
+            known,
+        ]);
         // [batch, groups, per_group · tokens, head_dim] → [batch, tokens, heads · head_dim]
         let mixed = weights
             .matmul(values)

@@ -75,9 +75,8 @@ impl WeightGrids {
 
 /// The model as it ships: every weight on its grid, activations rounded in the forward pass.
 pub fn quantize(masters: &LlamaForCausalLM, grids: &WeightGrids) -> LlamaForCausalLM {
-    let mut model = parameters::map(masters.clone(), |name, _, weights| {
-        round(grids.of(name), weights)
-    });
+    let mut model =
+        parameters::map(masters.clone(), |name, _, weights| round(grids.of(name), weights));
     model.rounding = grids.activations.into();
     model
 }

@@ -14,8 +14,7 @@ use crate::{LlamaConfig, RopeScaling};
 /// `original / high_freq_factor` are kept, and between them the two are blended linearly.
 pub fn inverse_frequencies(config: &LlamaConfig) -> Vec<f64> {
     let half = config.head_dim / 2;
-    let plain = (0..half)
-        .map(|i| config.rope_theta.powf(-2.0 * i as f64 / config.head_dim as f64));
+    let plain = (0..half).map(|i| config.rope_theta.powf(-2.0 * i as f64 / config.head_dim as f64));
     match &config.rope_scaling {
         None => plain.collect(),
         Some(RopeScaling::Divisors { rope_divisors }) => {

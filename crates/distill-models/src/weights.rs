@@ -87,8 +87,7 @@ fn load(
         found.remove(&name);
         ignored.push(name);
     }
-    let missing: Vec<String> =
-        expected.keys().filter(|n| !found.contains(*n)).cloned().collect();
+    let missing: Vec<String> = expected.keys().filter(|n| !found.contains(*n)).cloned().collect();
     let unexpected: Vec<String> =
         found.iter().filter(|n| !expected.contains_key(*n)).cloned().collect();
     if !missing.is_empty() || !unexpected.is_empty() {
@@ -187,7 +186,8 @@ impl SafetensorsSource {
     fn open(directory: &Path) -> Result<Self, ModelError> {
         let index = directory.join("model.safetensors.index.json");
         let files: BTreeSet<PathBuf> = if index.is_file() {
-            let text = std::fs::read_to_string(&index).map_err(ModelError::io("reading", &index))?;
+            let text =
+                std::fs::read_to_string(&index).map_err(ModelError::io("reading", &index))?;
             let problem = |problem: String| ModelError::Config { path: index.clone(), problem };
             let json: serde_json::Value =
                 serde_json::from_str(&text).map_err(|e| problem(e.to_string()))?;

@@ -87,10 +87,8 @@ pub fn read(
     device: &Device,
 ) -> Result<(LlamaForCausalLM, AdamW, TrainState), TrainError> {
     let path = checkpoint.join(STATE);
-    let damaged = |path: &Path, problem: String| TrainError::Checkpoint {
-        path: path.to_path_buf(),
-        problem,
-    };
+    let damaged =
+        |path: &Path, problem: String| TrainError::Checkpoint { path: path.to_path_buf(), problem };
     let text = fs::read_to_string(&path).map_err(TrainError::io("reading", &path))?;
     let state: TrainState =
         serde_json::from_str(&text).map_err(|e| damaged(&path, e.to_string()))?;
@@ -102,7 +100,8 @@ pub fn read(
         .tensors()
         .into_iter()
         .map(|(name, view)| {
-            let f32s = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            let f32s =
+                view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
             (name, f32s.collect())
         })
         .collect();
@@ -144,9 +143,7 @@ fn list(run: &Path) -> Result<Vec<(usize, PathBuf)>, TrainError> {
 }
 
 fn sync(path: &Path) -> Result<(), TrainError> {
-    fs::File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(TrainError::io("flushing", path))
+    fs::File::open(path).and_then(|file| file.sync_all()).map_err(TrainError::io("flushing", path))
 }
 
 fn sync_tree(directory: &Path) -> Result<(), TrainError> {

@@ -92,7 +92,10 @@ impl TrainError {
     pub fn is_input(&self) -> bool {
         match self {
             Self::Io { .. } | Self::Checkpoint { .. } | Self::Diverged { .. } => false,
-            Self::Model(error) => !matches!(error, ModelError::NonFinite { .. } | ModelError::Io { action: "writing", .. }),
+            Self::Model(error) => !matches!(
+                error,
+                ModelError::NonFinite { .. } | ModelError::Io { action: "writing", .. }
+            ),
             _ => true,
         }
     }

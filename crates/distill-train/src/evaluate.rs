@@ -34,9 +34,9 @@ pub fn evaluate(
             let tile = start..(start + TILE).min(batch.sequence);
             let logits = hidden.clone().slice([tile.clone()]).matmul(head.clone().transpose());
             let logits = parameters::values(logits);
-            let teacher = signal.as_ref().map(|Signal::Dense(dense)| {
-                parameters::values(dense.logits(tile.clone()))
-            });
+            let teacher = signal
+                .as_ref()
+                .map(|Signal::Dense(dense)| parameters::values(dense.logits(tile.clone())));
             score.add(
                 &logits,
                 teacher.as_deref(),

@@ -241,7 +241,8 @@ mod tests {
         let student = logits(0.3);
         let labels = [2, 0, 6];
         let device = Device::flex();
-        let label_tensor = Tensor::<1, Int>::from_data(TensorData::new(labels.to_vec(), [3]), &device);
+        let label_tensor =
+            Tensor::<1, Int>::from_data(TensorData::new(labels.to_vec(), [3]), &device);
         let loss = cross_entropy(tensor(&student), label_tensor);
         let values: Vec<f32> = loss.value.into_data().try_into_vec().expect("f32");
         let gradient: Vec<f32> = loss.gradient.into_data().try_into_vec().expect("f32");

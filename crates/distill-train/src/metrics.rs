@@ -147,9 +147,7 @@ impl MetricsLog {
     /// [`TrainError::Io`].
     pub fn write(&mut self, record: &Record) -> Result<(), TrainError> {
         let line = record.to_line();
-        self.metrics
-            .write_all(line.as_bytes())
-            .map_err(TrainError::io("writing", &self.path))?;
+        self.metrics.write_all(line.as_bytes()).map_err(TrainError::io("writing", &self.path))?;
         self.bytes += line.len() as u64;
         self.mirror(record);
         Ok(())

@@ -1,8 +1,8 @@
 //! AdamW (Loshchilov & Hutter 2019, algorithm 2) and the global norm.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use distill_models::parameters::{self, NamedTensors};
 use distill_models::LlamaForCausalLM;
+use distill_models::parameters::{self, NamedTensors};
 use distill_recipe::Train;
 
 /// AdamW with bias correction and decoupled weight decay on matrices (norms do not decay).

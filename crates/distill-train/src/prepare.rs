@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use distill_data::{
-    Dataset, PackingOptions, Progress, Source, SourceOptions, SpecialTokens, TextTokenizer,
-    documents,
+    DataError, Dataset, PackingOptions, Progress, Source, SourceOptions, SpecialTokens,
+    TextTokenizer, documents,
 };
 use distill_gguf::GgufFile;
 use distill_models::weights::read_config;
@@ -220,11 +220,7 @@ fn sources(recipe: &Recipe, paths: &LocalPaths) -> Result<Vec<Source>, TrainErro
     Ok(sources)
 }
 
-fn tokenizer(
-    recipe: &Recipe,
-    paths: &LocalPaths,
-    run: &Path,
-) -> Result<TextTokenizer, TrainError> {
+fn tokenizer(recipe: &Recipe, paths: &LocalPaths, run: &Path) -> Result<TextTokenizer, TrainError> {
     let named = match &recipe.student.tokenizer {
         TokenizerChoice::From(_) => &paths.tokenizer,
         TokenizerChoice::Student => &paths.student,
@@ -236,7 +232,8 @@ fn tokenizer(
             }
             let special = SpecialTokens::default();
             let sources = sources(recipe, paths)?;
-            let trained = TextTokenizer::train(documents(&sources)?, *vocab_size, &special)?;
+            let trained = TextTokenizer::train(documents(&sources)?, *vocab_size, &special)
+                .map_err(|error| empty(error, &sources))?;
             std::fs::create_dir_all(&kept).map_err(TrainError::io("creating", &kept))?;
             trained.save(&kept)?;
             return Ok(trained);
@@ -251,6 +248,16 @@ fn tokenizer(
     }
 }
 
+/// Names the files where the tokenizer only knows that there was no text.
+fn empty(error: DataError, sources: &[Source]) -> DataError {
+    match (error, sources.first()) {
+        (DataError::NoTrainingText, Some(first)) => {
+            DataError::NoText { files: sources.len(), first: first.path().to_path_buf() }
+        }
+        (error, _) => error,
+    }
+}
+
 fn student_config(
     recipe: &Recipe,
     paths: &LocalPaths,
@@ -259,9 +266,7 @@ fn student_config(
 ) -> Result<LlamaConfig, TrainError> {
     match (&recipe.student.init, &paths.student, teacher) {
         (StudentInit::From(_), Some(path), _) => Ok(read_config(path)?),
-        (StudentInit::KeepLayers(keep), _, Some(teacher)) => {
-            Ok(teacher.clone().cut(keep)?.config)
-        }
+        (StudentInit::KeepLayers(keep), _, Some(teacher)) => Ok(teacher.clone().cut(keep)?.config),
         (StudentInit::Config(new), _, _) => Ok(new_config(new, tokenizer)),
         _ => Err(TrainError::Model(ModelError::KeepLayers {
             problem: "there is no teacher to cut from".into(),

@@ -11,6 +11,7 @@ use distill_models::quantized::{quantize, straight_through};
 use distill_models::{LlamaForCausalLM, WeightGrids};
 use distill_recipe::Recipe;
 
+use crate::TrainError;
 use crate::checkpoint::{self, TrainState};
 use crate::evaluate::evaluate;
 use crate::head::{HeadInput, LossSums};
@@ -20,7 +21,6 @@ use crate::optimizer::{AdamW, clip_global_norm};
 use crate::prepare::Prepared;
 use crate::schedule::learning_rate;
 use crate::teacher::forward;
-use crate::TrainError;
 
 /// Hears what the loop does; the CLI draws a bar, a test nothing.
 pub trait Observer {
@@ -181,7 +181,8 @@ impl<'a> Trainer<'a> {
             denominator: valid,
         }
         .loss();
-        let head = if live.lm_head.is_some() { "lm_head.weight" } else { "model.embed_tokens.weight" };
+        let head =
+            if live.lm_head.is_some() { "lm_head.weight" } else { "model.embed_tokens.weight" };
         let elements: usize = loss.head_gradient.dims().iter().product();
         parameters::add(gradients, head.to_string(), loss.head_gradient.reshape([elements]));
         // The gradient of this sum with respect to `hidden` is the head's.
@@ -211,7 +212,10 @@ impl<'a> Trainer<'a> {
 
     /// What quantisation-aware training is held against: the weights as they are when it
     /// begins, in full precision and simply rounded.
-    fn evaluate_before_quantization(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+    fn evaluate_before_quantization(
+        &mut self,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
         self.measure("full_precision", &WeightGrids::default(), observer)?;
         self.measure("post_training_quantized", &self.grids.clone(), observer)
     }
@@ -255,9 +259,8 @@ impl<'a> Trainer<'a> {
 
 /// A score as a record.
 pub fn record_of(score: &Score, step: usize, split: &str) -> Record {
-    let mut record = Record::new(step, split)
-        .with("loss", score.loss())
-        .with("perplexity", score.perplexity());
+    let mut record =
+        Record::new(step, split).with("loss", score.loss()).with("perplexity", score.perplexity());
     if let (Some(kl), Some(same_top)) = (score.kl(), score.same_top()) {
         record = record.with("kl", kl).with("same_top", same_top);
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Small language models for devices: distil, quantise, export, prove.
 #[derive(Debug, Parser)]
@@ -86,6 +86,31 @@ pub struct Runtime {
     /// Longest context, in tokens.
     #[arg(long, default_value_t = 2048)]
     pub context: usize,
+    /// What the linears read; by default what the file was trained for.
+    #[arg(long, value_enum)]
+    pub activations: Option<Activations>,
+    /// How keys and values are kept.
+    #[arg(long, value_enum, default_value_t = Kv::F16)]
+    pub kv: Kv,
+}
+
+/// What the linears read.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Activations {
+    /// f32: the exact path.
+    Float,
+    /// Q8_0 blocks: the integer path.
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Kv {
+    /// Half the memory.
+    F16,
+    /// Exact.
+    F32,
 }
 
 /// How the next token is chosen.

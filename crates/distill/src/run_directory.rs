@@ -48,9 +48,8 @@ pub fn newest(recipe: &Recipe) -> Result<PathBuf, Failure> {
     let now = resolved(recipe)?;
     if before != now {
         let changed = before.lines().zip(now.lines()).find(|(a, b)| a != b);
-        let difference = changed.map_or("a line was added or removed".into(), |(a, b)| {
-            format!("was `{a}`, is `{b}`")
-        });
+        let difference = changed
+            .map_or("a line was added or removed".into(), |(a, b)| format!("was `{a}`, is `{b}`"));
         return Err(TrainError::RecipeChanged { path, difference }.into());
     }
     Ok(run)
@@ -79,8 +78,9 @@ pub fn timestamp() -> String {
 
 /// Writes a value as JSON, whole or not at all.
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Failure> {
-    let json = serde_json::to_string_pretty(value)
-        .map_err(|e| Failure::Usage(format!("{}: not to be written as JSON: {e}", path.display())))?;
+    let json = serde_json::to_string_pretty(value).map_err(|e| {
+        Failure::Usage(format!("{}: not to be written as JSON: {e}", path.display()))
+    })?;
     write(path, &json)
 }
 

@@ -133,7 +133,7 @@ fn models() {
     std::fs::write(&config, json.replace("\"intermediate_size\": 32", "\"intermediate_size\": 64"))
         .expect("write");
     let message = with_teacher(&checkpoint.display().to_string());
-    assert!(message.contains("has shape [32, 32], the configuration implies [64, 32]"), "{message}");
+    assert!(message.contains("has shape [32, 32], the configuration implies ["), "{message}");
     std::fs::write(&config, json).expect("write");
 
     // A checkpoint cut short.
@@ -141,7 +141,10 @@ fn models() {
     let bytes = std::fs::read(&weights).expect("weights");
     std::fs::write(&weights, &bytes[..bytes.len() / 2]).expect("write");
     let message = with_teacher(&checkpoint.display().to_string());
-    assert!(message.starts_with("exit code 2") && message.contains("model.safetensors"), "{message}");
+    assert!(
+        message.starts_with("exit code 2") && message.contains("model.safetensors"),
+        "{message}"
+    );
     assert!(message.contains("not a whole safetensors file"), "{message}");
 }
 
@@ -162,8 +165,22 @@ fn an_exported_file_cut_at_any_byte_is_refused() {
 #[test]
 fn a_loss_that_is_no_number_stops_before_the_weights_are_touched() {
     let dir = workspace();
-    let toml = recipe_with("learning_rate = 1e-3", "learning_rate = 1e30\nmin_learning_rate = 1e30")
-        .replace("steps = 2", "steps = 50");
+    // Weights that are finite, but so large that the logits are not.
+    let checkpoint = trained(dir.path()).join("step-2");
+    let path = checkpoint.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).expect("weights");
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).expect("JSON");
+    let at =
+        |i: usize| json["model.norm.weight"]["data_offsets"][i].as_u64().expect("offset") as usize;
+    for value in bytes[8 + header + at(0)..8 + header + at(1)].chunks_exact_mut(4) {
+        value.copy_from_slice(&3e38f32.to_le_bytes());
+    }
+    std::fs::write(&path, bytes).expect("write");
+    let config = RECIPE.lines().find(|line| line.starts_with("config")).expect("a config");
+    let toml = RECIPE
+        .replace(config, &format!("from = {checkpoint:?}"))
+        .replace("train_tokenizer = 300", "");
     write(dir.path(), "bad.toml", &toml);
     let message = failure(dir.path(), &["run", "bad.toml"]);
     assert!(message.starts_with("exit code 1"), "{message}");

@@ -65,8 +65,17 @@ fn the_quickstart_trains_exports_verifies_and_reports() {
     assert_eq!(succeed(&["verify", &run]).matches("agree").count(), 2);
 
     let model = format!("{run}/export/model.gguf");
-    let args =
-        ["generate", &model, "--prompt", "The Congress", "--max-tokens", "8", "--temperature", "0", "--json"];
+    let args = [
+        "generate",
+        &model,
+        "--prompt",
+        "The Congress",
+        "--max-tokens",
+        "8",
+        "--temperature",
+        "0",
+        "--json",
+    ];
     let json: serde_json::Value = serde_json::from_str(&succeed(&args)).expect("JSON");
     assert_eq!(json["ids"].as_array().map(Vec::len), Some(8));
     let bench = ["bench", &model, "--prompt", "16", "--generate", "4", "--repeat", "1", "--json"];

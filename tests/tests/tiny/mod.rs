@@ -53,9 +53,8 @@ pub fn weights_of(model: &LlamaForCausalLM) -> Weights {
 pub fn reference_logits(weights: &Weights, config: &LlamaConfig, tokens: &[u32]) -> Vec<f64> {
     let linear = |x: &[f64], name: &str| -> Vec<f64> {
         let (dims, w) = &weights[&format!("{name}.weight")];
-        let row = |out: usize| {
-            (0..dims[1]).map(|i| x[i] * f64::from(w[out * dims[1] + i])).sum::<f64>()
-        };
+        let row =
+            |out: usize| (0..dims[1]).map(|i| x[i] * f64::from(w[out * dims[1] + i])).sum::<f64>();
         (0..dims[0]).map(row).collect()
     };
     let norm = |x: &[f64], name: &str| -> Vec<f64> {

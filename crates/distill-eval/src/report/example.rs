@@ -131,6 +131,7 @@ fn comparison(configuration: &str, limits: Limits, mean_kl: f64, difference: f64
             kl: 20.0 * mean_kl,
             graph_top: 42,
             runtime_top: 42,
+            context: String::new(),
         },
         greedy: vec![same.clone(), Greedy { same: 12, gap: Some(0.0031), ..same }],
     }
@@ -144,8 +145,14 @@ pub(crate) fn failed() -> RunReport {
         parity.shipped.passed = false;
         parity.shipped.same_top = 0.9112;
         parity.shipped.mean_kl = 0.0317;
-        parity.shipped.worst =
-            Worst { sequence: 1, position: 1017, kl: 2.5, graph_top: 42, runtime_top: 7 };
+        parity.shipped.worst = Worst {
+            sequence: 1,
+            position: 1017,
+            kl: 2.5,
+            graph_top: 42,
+            runtime_top: 7,
+            context: String::new(),
+        };
         parity.shipped.greedy[1].gap = Some(0.71);
     }
     report

@@ -43,8 +43,14 @@ pub fn bench(args: &cli::Bench) -> Result<(), Failure> {
             args.threads,
             model.weight_bytes() as f64 / 1e6
         );
-        println!("prefill {:>5} tokens  {:>8.1} tok/s", args.prompt, speed.prefill_tokens_per_second);
-        println!("decode  {:>5} tokens  {:>8.1} tok/s", args.generate, speed.decode_tokens_per_second);
+        println!(
+            "prefill {:>5} tokens  {:>8.1} tok/s",
+            args.prompt, speed.prefill_tokens_per_second
+        );
+        println!(
+            "decode  {:>5} tokens  {:>8.1} tok/s",
+            args.generate, speed.decode_tokens_per_second
+        );
     }
     Ok(())
 }

@@ -2,7 +2,10 @@
 
 use std::io::Write;
 
-use distill_edge::{LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions, generate as decode};
+use distill_edge::{
+    Activations, KvType, LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions,
+    generate as decode,
+};
 
 use crate::cli;
 use crate::failure::Failure;
@@ -13,16 +16,20 @@ pub fn generate(args: &cli::Generate) -> Result<(), Failure> {
     let tokenizer = model.tokenizer();
     let prompt = tokenizer.encode(&args.prompt, true);
     if prompt.is_empty() {
-        return Err(Failure::Usage("the prompt is empty and this model adds no first token; give --prompt some text".into()));
+        return Err(Failure::Usage(
+            "the prompt is empty and this model adds no first token; give --prompt some text"
+                .into(),
+        ));
     }
     let mut sampler = Sampler::new(sampling(&args.sampling));
-    let answer = decode(&mut session, &prompt, args.sampling.max_tokens, &mut sampler, |_, piece| {
-        if !args.json {
-            print!("{piece}");
-            let _ = std::io::stdout().flush();
-        }
-        true
-    })?;
+    let answer =
+        decode(&mut session, &prompt, args.sampling.max_tokens, &mut sampler, |_, piece| {
+            if !args.json {
+                print!("{piece}");
+                let _ = std::io::stdout().flush();
+            }
+            true
+        })?;
     if args.json {
         let (ids, text) = (answer.tokens, answer.text);
         println!("{}", serde_json::json!({ "prompt_ids": prompt, "ids": ids, "text": text }));
@@ -34,10 +41,17 @@ pub fn generate(args: &cli::Generate) -> Result<(), Failure> {
 
 /// Loads the model and opens a session.
 pub fn open(args: &cli::Runtime) -> Result<(Model, Session), Failure> {
-    let load = LoadOptions { threads: args.threads, ..LoadOptions::default() };
+    let activations = args.activations.map(|activations| match activations {
+        cli::Activations::Float => Activations::Float,
+        cli::Activations::Q8_0 => Activations::Q8_0,
+    });
+    let kv = match args.kv {
+        cli::Kv::F16 => KvType::F16,
+        cli::Kv::F32 => KvType::F32,
+    };
+    let load = LoadOptions { activations, threads: args.threads, ..LoadOptions::default() };
     let model = Model::load(&args.model, &load)?;
-    let options =
-        SessionOptions { context: args.context, threads: args.threads, ..SessionOptions::default() };
+    let options = SessionOptions { context: args.context, kv, threads: args.threads };
     let session = Session::new(&model, options)?;
     Ok((model, session))
 }

@@ -138,16 +138,17 @@ fn runtime_row(
 ) -> Result<Row, Failure> {
     let threads = hardware::threads();
     let mut failure = None;
-    let mut logits = |batch: &distill_data::Batch| match prepared.teacher.as_ref().map(|t| t.signal(batch)) {
-        Some(Ok(Signal::Dense(dense))) => {
-            parameters::values(dense.logits(0..batch.input_ids.len()))
-        }
-        Some(Err(error)) => {
-            failure.get_or_insert(error);
-            vec![0.0; batch.input_ids.len() * prepared.vocabulary]
-        }
-        None => Vec::new(),
-    };
+    let mut logits =
+        |batch: &distill_data::Batch| match prepared.teacher.as_ref().map(|t| t.signal(batch)) {
+            Some(Ok(Signal::Dense(dense))) => {
+                parameters::values(dense.logits(0..batch.input_ids.len()))
+            }
+            Some(Err(error)) => {
+                failure.get_or_insert(error);
+                vec![0.0; batch.input_ids.len() * prepared.vocabulary]
+            }
+            None => Vec::new(),
+        };
     let teacher: Option<&mut runtime::TeacherLogits<'_>> =
         prepared.teacher.is_some().then_some(&mut logits);
     let held_out = &prepared.dataset.held_out;
@@ -179,7 +180,12 @@ fn continuations(recipe: &Recipe, model: &Model) -> Result<Vec<Sample>, Failure>
         let threads = hardware::threads();
         let options = SessionOptions { context, threads, ..SessionOptions::default() };
         let mut session = Session::new(model, options)?;
-        let options = SamplerOptions { temperature: 0.8, top_p: 0.9, seed: recipe.seed, ..Default::default() };
+        let options = SamplerOptions {
+            temperature: 0.8,
+            top_p: 0.9,
+            seed: recipe.seed,
+            ..Default::default()
+        };
         let mut sampler = Sampler::new(options);
         let answer =
             generate(&mut session, &ids, recipe.eval.max_new_tokens, &mut sampler, |_, _| true)?;

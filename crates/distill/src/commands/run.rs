@@ -43,7 +43,13 @@ pub fn run(args: &cli::Run) -> Result<(), Failure> {
 
     let files = export::export(&recipe, &run, &checkpoint)?;
     let parity = match files.gguf.is_some() {
-        true => Some(verify::verify(&recipe, &run, &checkpoint, &prepared.tokenizer, &prepared.dataset)?),
+        true => Some(verify::verify(
+            &recipe,
+            &run,
+            &checkpoint,
+            &prepared.tokenizer,
+            &prepared.dataset,
+        )?),
         false => None,
     };
     report::report(&recipe, &run, &checkpoint, &prepared, &files, parity.clone(), &device)?;

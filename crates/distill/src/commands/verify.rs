@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use distill_data::{Dataset, TextTokenizer};
-use distill_eval::parity::{Comparison, ParityInput};
 use distill_eval::Parity;
+use distill_eval::parity::{Comparison, ParityInput};
 use distill_models::{Backend, load_pretrained};
 use distill_recipe::Recipe;
 use distill_train::{TrainError, prepare};

@@ -107,14 +107,13 @@ fn a_run_killed_at_five_random_moments_ends_in_the_same_bits() {
         .map_or(1, |d| d.as_nanos() as u64);
     eprintln!("moments drawn from seed {seed}");
     let mut state = seed;
-    let mut landed = 0;
-    for attempt in 0.. {
+    for attempt in 0..=KILLS {
         let mut child = start(killed.path(), attempt > 0);
         state =
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         // Five of these at most add up to less than the whole run.
         let delay = 50 + (state >> 33) % (whole_ms / 5).max(1);
-        if landed == KILLS {
+        if attempt == KILLS {
             finish(child);
             break;
         }
@@ -124,7 +123,6 @@ fn a_run_killed_at_five_random_moments_ends_in_the_same_bits() {
         std::thread::sleep(Duration::from_millis(delay));
         child.kill().expect("SIGKILL");
         child.wait().expect("reaped");
-        landed += 1;
     }
 
     let (whole, killed) = (the_run(whole.path()), the_run(killed.path()));

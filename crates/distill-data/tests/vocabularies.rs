@@ -158,9 +158,10 @@ fn padding_of_the_vocabulary_is_no_part_of_it() {
     let plain = build(directory.path(), metadata(&vocabulary)).unwrap();
     let mut tokens = strings(&vocabulary["tokens"]);
     let mut types: Vec<i32> = ids(&vocabulary["token_type"]).iter().map(|&id| id as i32).collect();
-    for padding in 0..3 {
-        tokens.push(format!("[PAD{padding}]"));
-        types.push(5);
+    for kind in [5, 4, 4] {
+        // Those of older converters are called user-defined: their names tell them apart.
+        tokens.push(format!("[PAD{}]", tokens.len()));
+        types.push(kind);
     }
     let mut entries = metadata(&vocabulary);
     set(&mut entries, "tokenizer.ggml.tokens", tokens);
@@ -169,6 +170,7 @@ fn padding_of_the_vocabulary_is_no_part_of_it() {
     assert_eq!(padded.vocab_size(), plain.vocab_size());
     assert_eq!(padded.fingerprint(), plain.fingerprint());
     padded.check_same_vocabulary(&plain).unwrap();
+    assert_eq!(padded.id("[PAD0]"), None);
 }
 
 #[test]

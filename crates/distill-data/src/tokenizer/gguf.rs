@@ -114,7 +114,13 @@ impl<'a> Vocabulary<'a> {
 
     /// Tokens and ids without the padding of the vocabulary.
     fn used(&self) -> impl Iterator<Item = (&'a str, u32)> + use<'a> {
-        let used: Vec<bool> = self.types.iter().map(|&kind| kind != UNUSED).collect();
+        let used: Vec<bool> = self
+            .tokens
+            .iter()
+            .zip(&self.types)
+            .enumerate()
+            .map(|(id, (t, &k))| !is_padding(id, t, k))
+            .collect();
         let tokens = self.tokens.iter().zip(0_u32..).zip(used);
         tokens.filter(|&(_, used)| used).map(|((token, id), _)| (token.as_str(), id))
     }
@@ -156,17 +162,24 @@ impl<'a> Vocabulary<'a> {
         let Some(id) = self.metadata.optional_u32(key)? else {
             return Ok(None);
         };
-        match self.types.get(id as usize) {
-            Some(&UNUSED) => Err(self.contradiction(key, format!("{id} is an unused token"))),
-            Some(_) => Ok(Some(id)),
-            None => {
-                let problem = format!("{id} is not below {} tokens", self.tokens.len());
-                Err(self.contradiction(key, problem))
+        let problem = match self.tokens.get(id as usize) {
+            None => format!("{id} is not below {} tokens", self.tokens.len()),
+            Some(token) if is_padding(id as usize, token, self.types[id as usize]) => {
+                format!("{id} is an unused token")
             }
-        }
+            Some(_) => return Ok(Some(id)),
+        };
+        Err(self.contradiction(key, problem))
     }
 
     fn contradiction(&self, key: &'static str, problem: String) -> DataError {
         DataError::GgufVocabulary { path: self.metadata.file().to_path_buf(), key, problem }
     }
+}
+
+/// Whether a token only pads the vocabulary. Older converters call such tokens user-defined and
+/// name each after its id: `[PAD151646]`.
+fn is_padding(id: usize, token: &str, kind: i32) -> bool {
+    let named = || token.strip_prefix("[PAD")?.strip_suffix(']')?.parse().ok();
+    kind == UNUSED || (kind == USER_DEFINED && named() == Some(id))
 }

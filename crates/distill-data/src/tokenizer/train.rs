@@ -7,7 +7,7 @@ use tokenizers::{NormalizerWrapper, TokenizerImpl};
 
 use super::byte_level::{AddedToken, ByteLevelBpe, PreTokenizer};
 use super::vocabulary::merges;
-use super::{SpecialIds, TextTokenizer};
+use super::{SpecialIds, TextTokenizer, pieces};
 use crate::error::DataError;
 
 /// The tokens of a new vocabulary that are not learnt; they take the first ids in this order:
@@ -123,6 +123,9 @@ fn learn(
             None
         }
     });
+    // The words of a text are all in memory at once, those of its pieces are not.
+    let readable =
+        readable.flat_map(|text| pieces::pieces(&text).map(str::to_owned).collect::<Vec<_>>());
     tokenizer.train(&mut trainer, readable).map_err(failed)?;
     match failure {
         Some(error) => Err(error),

@@ -4,31 +4,12 @@
 //! The model is not in this repository: `python3 datasets/fetch.py` brings it. Without it the
 //! tests say so and check nothing; `DISTILL_REQUIRE_MODELS=1` makes that a failure.
 
-use std::path::{Path, PathBuf};
-
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use distill_data::TextTokenizer;
 use distill_gguf::GgufFile;
 use distill_models::{Positions, load_pretrained, parameters};
+use distill_tests::{fixture, smollm2};
 use serde_json::Value;
-
-fn smollm2() -> Option<PathBuf> {
-    let named = std::env::var_os("DISTILL_SMOLLM2_GGUF").map(PathBuf::from);
-    let fetched = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../datasets/downloads/SmolLM2-135M-Instruct.Q4_1.gguf");
-    let path = named.unwrap_or(fetched);
-    if path.is_file() {
-        return Some(path);
-    }
-    eprintln!("NOT RUN: {} is not there; fetch it with datasets/fetch.py", path.display());
-    assert!(std::env::var_os("DISTILL_REQUIRE_MODELS").is_none(), "the model is required");
-    None
-}
-
-fn fixture(name: &str) -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
-    serde_json::from_slice(&std::fs::read(path).expect("the fixture")).expect("JSON")
-}
 
 fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().expect("a list").iter().map(|n| n.as_f64().expect("a number")).collect()

@@ -132,6 +132,13 @@ pub fn failure(run: &Path, parity: &Parity) -> Failure {
             worst.graph_top,
             worst.runtime_top
         ));
+        if let Some(codes) = comparison.codes.filter(|codes| codes.refused > 0) {
+            details.push(format!(
+                "  {} of {} codes of activations differ although the graph's value lies on no \
+                 rounding boundary",
+                codes.refused, codes.compared
+            ));
+        }
         for greedy in &comparison.greedy {
             if let Some(gap) = greedy.gap.filter(|gap| *gap > comparison.limits.near_tie) {
                 details.push(format!(

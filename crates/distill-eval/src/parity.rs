@@ -200,7 +200,7 @@ impl ParityInput<'_> {
             passed: same_top >= limits.same_top
                 && mean_kl <= limits.mean_kl
                 && limits.max_logit_difference.is_none_or(bounded)
-                && codes.is_none_or(|codes| codes.refused == 0)
+                && codes.is_none_or(|codes| codes.agree())
                 && greedy.iter().all(agree),
             limits,
             positions: sums.positions,

@@ -9,8 +9,9 @@
 //!
 //! So each code is judged. The runtime tells its codes; the graph computes its own value and
 //! code, and adopts the runtime's only if its value lies within a tolerance of the boundary
-//! between the two. Anything else is refused, counted, and shuts the gate. What remains must
-//! then agree as closely as float arithmetic does.
+//! between the two. Anything else is refused: counted against [`REFUSED_SHARE`], and not
+//! followed, so that it shows in the logits, which must agree as closely as float arithmetic
+//! does.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +31,11 @@ pub const TOLERANCE: f32 = 0.01;
 /// step. Twice that, for two of them in one sum.
 pub const TOLERANCE_HALF_CACHE: f32 = 0.25;
 
+/// Largest share of refused codes. With an f16 cache a key that falls to the other side moves
+/// all attention of its head a little, and now and then a value by more than the tolerance
+/// (SmolLM2-135M: 43 of 428 million codes).
+pub const REFUSED_SHARE: f64 = 1e-6;
+
 /// Codes compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Codes {
@@ -37,7 +43,7 @@ pub struct Codes {
     pub compared: u64,
     /// Those on the other side of a boundary, adopted from the runtime.
     pub adopted: u64,
-    /// Those that differ otherwise; the gate allows none.
+    /// Those that differ otherwise.
     pub refused: u64,
     /// Largest distance from the boundary of an adopted code, in code steps.
     pub furthest: f64,
@@ -120,6 +126,11 @@ impl Rounding for Replay {
 }
 
 impl Codes {
+    /// Whether there are no more refusals than [`REFUSED_SHARE`].
+    pub fn agree(&self) -> bool {
+        self.refused as f64 <= REFUSED_SHARE * self.compared as f64
+    }
+
     fn plus(self, other: Self) -> Self {
         Self {
             compared: self.compared + other.compared,

@@ -132,7 +132,7 @@ pub fn failure(run: &Path, parity: &Parity) -> Failure {
             worst.graph_top,
             worst.runtime_top
         ));
-        if let Some(codes) = comparison.codes.filter(|codes| codes.refused > 0) {
+        if let Some(codes) = comparison.codes.filter(|codes| !codes.agree()) {
             details.push(format!(
                 "  {} of {} codes of activations differ although the graph's value lies on no \
                  rounding boundary",

@@ -69,6 +69,9 @@ fn update(batch_size: usize, accumulation: usize) -> (BTreeMap<String, Vec<f64>>
     let run = directory.path().join("run");
     std::fs::create_dir(&run).expect("create");
     let prepared = prepare::prepare(&recipe, &paths, &run, &device, &mut |_| {}).expect("prepares");
+    let mut cursor = prepared.dataset.train.cursor(recipe.seed);
+    let valid = [(); 4].map(|()| prepared.dataset.train.next_batch(&mut cursor, 1).valid_tokens());
+    assert!(valid.iter().any(|&v| v != valid[0]), "the masks must be unequal: {valid:?}");
     let first = prepared.first_student(&recipe, &paths, &device).expect("student");
     let before = weights_of(&first);
     let trainer = Trainer::open(&recipe, &prepared, || Ok(first), run.clone(), device.clone())

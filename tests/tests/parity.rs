@@ -65,9 +65,7 @@ impl Exported {
 
     fn parity(&self, gguf: &Path) -> Parity {
         let vocab = self.model.config.vocab_size as u32;
-        let texts: Vec<Vec<u32>> = (0..4u32)
-            .map(|t| (0..64).map(|i| (i * 37 + t * 101 + i * i) % vocab).collect())
-            .collect();
+        let texts = texts(vocab);
         let prompts = vec![texts[0][..8].to_vec(), texts[1][..8].to_vec()];
         ParityInput {
             masters: &self.model,
@@ -93,6 +91,11 @@ impl Exported {
         std::fs::write(&path, bytes).expect("write");
         path
     }
+}
+
+/// Four texts of 64 tokens.
+fn texts(vocab: u32) -> Vec<Vec<u32>> {
+    (0..4u32).map(|t| (0..64).map(|i| (i * 37 + t * 101 + i * i) % vocab).collect()).collect()
 }
 
 /// Where a tensor's bytes lie in the file.
@@ -166,6 +169,20 @@ fn another_norm_epsilon_fails() {
         // Behind the key: the value's type (u32), then the f32.
         let value = at + key.len() + 4;
         bytes[value..value + 4].copy_from_slice(&1e-2f32.to_le_bytes());
+    });
+    assert_shut(&exported.parity(&path));
+}
+
+#[test]
+fn a_scale_that_is_no_number_fails_even_where_its_token_is_never_read() {
+    let exported = export(true);
+    let vocab = exported.model.config.vocab_size;
+    let read: Vec<u32> = texts(vocab as u32).concat();
+    let unread = (0..vocab as u32).find(|id| !read.contains(id)).expect("256 tokens of more");
+    let path = exported.changed(|file, bytes| {
+        let span = span(file, "token_embd.weight");
+        let at = span.start + unread as usize * (span.len() / vocab);
+        bytes[at..at + 2].copy_from_slice(&0x7e00u16.to_le_bytes());
     });
     assert_shut(&exported.parity(&path));
 }

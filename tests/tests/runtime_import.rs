@@ -70,7 +70,9 @@ fn runtime_logits_agree_with_transformers_on_the_dequantized_model() {
                             ids.iter().zip(list(&position[format!("{kind}_logits")]))
                         {
                             let expected = expected.as_f64().expect("a logit") as f32;
-                            worst = worst.max((logits[*id as usize] - expected).abs());
+                            let difference = (logits[*id as usize] - expected).abs();
+                            assert!(difference.is_finite(), "token {id}: {difference}");
+                            worst = worst.max(difference);
                             compared += 1;
                         }
                     }

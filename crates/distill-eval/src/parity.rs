@@ -300,11 +300,10 @@ impl Sums {
             .map(|(ours, theirs)| {
                 let apart = |(a, b): (&f32, &f32)| f64::from((a - b).abs());
                 // A NaN must not pass for agreement, as it would in f64::max.
-                let difference = ours
-                    .iter()
-                    .zip(theirs)
-                    .map(apart)
-                    .fold(0.0, |worst, d| if d <= worst { worst } else { d });
+                let difference =
+                    ours.iter().zip(theirs).map(apart).fold(0.0f64, |worst, d| {
+                        if worst.is_nan() || d <= worst { worst } else { d }
+                    });
                 let kl = kl(ours, theirs);
                 // JSON has no infinity: the largest number stands for "not a number".
                 let kl = if difference.is_finite() { kl } else { f64::MAX };

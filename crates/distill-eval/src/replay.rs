@@ -36,6 +36,10 @@ pub const TOLERANCE_HALF_CACHE: f32 = 0.25;
 /// (SmolLM2-135M: 43 of 428 million codes).
 pub const REFUSED_SHARE: f64 = 1e-6;
 
+/// Largest share of adopted codes: half of all values lie within 0.25 of a boundary, so a runtime
+/// that rounds wrongly would be followed everywhere. (SmolLM2-135M: 1.2e-3.)
+pub const ADOPTED_SHARE: f64 = 1e-2;
+
 /// Codes compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Codes {
@@ -126,9 +130,12 @@ impl Rounding for Replay {
 }
 
 impl Codes {
-    /// Whether there are no more refusals than [`REFUSED_SHARE`].
+    /// Whether no more was refused than [`REFUSED_SHARE`] and no more adopted than
+    /// [`ADOPTED_SHARE`].
     pub fn agree(&self) -> bool {
-        self.refused as f64 <= REFUSED_SHARE * self.compared as f64
+        let compared = self.compared as f64;
+        self.refused as f64 <= REFUSED_SHARE * compared
+            && self.adopted as f64 <= ADOPTED_SHARE * compared
     }
 
     fn plus(self, other: Self) -> Self {

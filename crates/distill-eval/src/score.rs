@@ -85,7 +85,9 @@ pub fn kl(p: &[f32], q: &[f32]) -> f64 {
         let (log_p, log_q) = (f64::from(p) - norm_p, f64::from(q) - norm_q);
         log_p.exp() * (log_p - log_q)
     };
-    p.iter().zip(q).map(term).sum::<f64>().max(0.0)
+    let sum: f64 = p.iter().zip(q).map(term).sum();
+    // Rounding may leave a little less than nothing; a NaN must stay one.
+    if sum < 0.0 { 0.0 } else { sum }
 }
 
 /// Index of the largest logit; the lowest index wins a tie.
@@ -124,6 +126,11 @@ mod tests {
         assert_eq!(score.tokens(), 1);
         assert_eq!(score.same_top(), Some(1.0));
         assert!(score.kl().expect("teacher") < 1e-12);
+    }
+
+    #[test]
+    fn a_nan_logit_makes_the_kl_a_nan_and_not_a_zero() {
+        assert!(kl(&[0.0, 1.0], &[f32::NAN, 1.0]).is_nan());
     }
 
     #[test]

@@ -207,6 +207,17 @@ impl LlamaConfig {
                 return fail(format!("`{key}` is {value}, expected 1 to {}", 1 << 24));
             }
         }
+        if self.num_hidden_layers > 4096 {
+            return fail(format!(
+                "`num_hidden_layers` is {}, expected 1 to 4096",
+                self.num_hidden_layers
+            ));
+        }
+        for (key, value) in [("rope_theta", self.rope_theta), ("rms_norm_eps", self.rms_norm_eps)] {
+            if !(value.is_finite() && value > 0.0) {
+                return fail(format!("`{key}` is {value}, expected a number above 0"));
+            }
+        }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return fail(format!(
                 "`num_attention_heads` ({}) is no multiple of `num_key_value_heads` ({})",

@@ -120,7 +120,8 @@ fn load(
         let values = if failure.is_none() { source.read(name) } else { Ok(Vec::new()) };
         match values.and_then(|values| finite(path, name, values)) {
             Ok(values) if values.len() == elements => values,
-            Ok(_) => vec![0.0; elements],
+            Ok(_) if failure.is_some() => vec![0.0; elements],
+            Ok(values) => unreachable!("{name}: {} of {elements} elements", values.len()),
             Err(error) => {
                 failure.get_or_insert(error);
                 vec![0.0; elements]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use distill_data::{Cursor, TextTokenizer};
-use distill_models::{LlamaForCausalLM, load_pretrained, save};
+use distill_models::{LlamaForCausalLM, load_pretrained, parameters, save};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
@@ -49,15 +49,11 @@ pub fn write(
     if partial.exists() {
         fs::remove_dir_all(&partial).map_err(io("clearing", &partial))?;
     }
-    let inner = partial.join("train_state");
-    fs::create_dir_all(&inner).map_err(io("creating", &inner))?;
-    save::save(model, &partial)?;
-    tokenizer.save(&partial)?;
-    write_optimizer(&partial.join(OPTIMIZER), optimizer)?;
-    let json = serde_json::to_string_pretty(state).unwrap_or_default();
-    let path = partial.join(STATE);
-    fs::write(&path, json).map_err(io("writing", &path))?;
-    sync_tree(&partial)?;
+    if let Err(error) = fill(&partial, model, tokenizer, optimizer, state) {
+        // Half a checkpoint helps nobody, and on a full disk it is in the way.
+        let _ = fs::remove_dir_all(&partial);
+        return Err(error.while_writing());
+    }
     if target.exists() {
         fs::remove_dir_all(&target).map_err(io("replacing", &target))?;
     }
@@ -67,6 +63,42 @@ pub fn write(
         fs::remove_dir_all(&old).map_err(io("removing", &old))?;
     }
     Ok(target)
+}
+
+fn fill(
+    directory: &Path,
+    model: &LlamaForCausalLM,
+    tokenizer: &TextTokenizer,
+    optimizer: &AdamW,
+    state: &TrainState,
+) -> Result<(), TrainError> {
+    let inner = directory.join("train_state");
+    fs::create_dir_all(&inner).map_err(TrainError::io("creating", &inner))?;
+    save::save(model, directory)?;
+    tokenizer.save(directory)?;
+    write_optimizer(&directory.join(OPTIMIZER), optimizer)?;
+    let path = directory.join(STATE);
+    let json = serde_json::to_string_pretty(state).map_err(|error| TrainError::Checkpoint {
+        path: path.clone(),
+        problem: error.to_string(),
+    })?;
+    fs::write(&path, json).map_err(TrainError::io("writing", &path))?;
+    sync_tree(directory)
+}
+
+/// Saves a tokenizer in a directory of its own, whole or not at all.
+///
+/// # Errors
+/// [`TrainError::Io`].
+pub fn write_tokenizer(directory: &Path, tokenizer: &TextTokenizer) -> Result<(), TrainError> {
+    let partial = directory.with_extension("tmp");
+    let write = || {
+        fs::create_dir_all(&partial).map_err(TrainError::io("creating", &partial))?;
+        tokenizer.save(&partial)?;
+        sync_tree(&partial)?;
+        fs::rename(&partial, directory).map_err(TrainError::io("renaming", &partial))
+    };
+    write().map_err(TrainError::while_writing)
 }
 
 /// The newest checkpoint of a run directory.
@@ -92,10 +124,21 @@ pub fn read(
     let text = fs::read_to_string(&path).map_err(TrainError::io("reading", &path))?;
     let state: TrainState =
         serde_json::from_str(&text).map_err(|e| damaged(&path, e.to_string()))?;
-    let (model, _) = load_pretrained(checkpoint, device)?;
+    let (model, _) = load_pretrained(checkpoint, device)
+        .map_err(|error| damaged(checkpoint, error.to_string()))?;
     let path = checkpoint.join(OPTIMIZER);
     let bytes = fs::read(&path).map_err(TrainError::io("reading", &path))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(&path, e.to_string()))?;
+    for (name, dims) in parameters::shapes(&model) {
+        let elements = dims.iter().product::<usize>();
+        for moment in ["exp_avg", "exp_avg_sq"] {
+            let found = tensors.tensor(&format!("{moment}.{name}"));
+            if !found.is_ok_and(|view| view.data().len() == 4 * elements) {
+                let problem = format!("`{moment}.{name}` is not {elements} f32 values");
+                return Err(damaged(&path, problem));
+            }
+        }
+    }
     let values = tensors
         .tensors()
         .into_iter()

@@ -59,8 +59,9 @@ pub enum TrainError {
     /// The loss or the gradient is not a number.
     #[error(
         "step {step}: the {what} is {value}; the run stopped before it touched the weights. \
-         The last good checkpoint is {}. Lower `train.learning_rate`, raise \
-         `train.warmup_steps` or set `train.clip_norm`, then resume",
+         The last good checkpoint is {}. Start a new run with a lower `train.learning_rate`, \
+         longer `train.warmup_steps` or a smaller `train.clip_norm`, from the beginning or with \
+         `student.from` set to that checkpoint",
         checkpoint.as_ref().map_or("none yet".into(), |c| c.display().to_string())
     )]
     Diverged {
@@ -97,6 +98,17 @@ impl TrainError {
                 ModelError::NonFinite { .. } | ModelError::Io { action: "writing", .. }
             ),
             _ => true,
+        }
+    }
+
+    /// A failure to write, whichever crate met it, told as this crate tells it.
+    pub(crate) fn while_writing(self) -> Self {
+        match self {
+            Self::Data(DataError::Io { path, source, .. })
+            | Self::Model(ModelError::Io { path, source, .. }) => {
+                Self::Io { action: "writing", path, source }
+            }
+            other => other,
         }
     }
 

@@ -126,3 +126,102 @@ impl HeadInput<'_> {
         gradient * Tensor::<2>::from_data(TensorData::new(shares, [tokens, 1]), device)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::activation;
+
+    use super::*;
+    use crate::loss::Divergence;
+    use crate::teacher::Dense;
+
+    /// More than one tile, the last one not whole.
+    const TOKENS: usize = TILE + 44;
+    const WIDTH: usize = 8;
+    const ROWS: usize = 40;
+    const VOCABULARY: usize = 37;
+
+    fn tensor(rows: usize, columns: usize, seed: f32, device: &Device) -> Tensor<2> {
+        let values: Vec<f32> =
+            (0..rows * columns).map(|i| (i as f32 * 0.37 + seed).sin()).collect();
+        Tensor::from_data(TensorData::new(values, [rows, columns]), device)
+    }
+
+    fn batch() -> Batch {
+        Batch {
+            batch: 1,
+            sequence: TOKENS,
+            input_ids: vec![0; TOKENS],
+            labels: (0..TOKENS).map(|i| (i * 7 % VOCABULARY) as u32).collect(),
+            loss_mask: (0..TOKENS).map(|i| i % 5 != 3).collect(),
+            document_ids: vec![0; TOKENS],
+            position_ids: vec![0; TOKENS],
+        }
+    }
+
+    /// (1 − w)·KL(teacher ‖ student) + w·CE over valid tokens, by autodiff over whole logits.
+    fn by_autodiff(weight: f64, device: &Device) -> (f64, Vec<f32>, Vec<f32>) {
+        let device = device.clone().autodiff();
+        let batch = batch();
+        let hidden = tensor(TOKENS, WIDTH, 0.1, &device).require_grad();
+        let head = tensor(ROWS, WIDTH, 0.7, &device).require_grad();
+        let logits = hidden.clone().matmul(head.clone().narrow(0, 0, VOCABULARY).transpose());
+        let log_q = activation::log_softmax(logits, 1);
+        let teacher = tensor(TOKENS, WIDTH, 1.3, &device)
+            .matmul(tensor(VOCABULARY, WIDTH, 2.9, &device).transpose());
+        let log_p = activation::log_softmax(teacher, 1);
+        let kl = (log_p.clone().exp() * (log_p - log_q.clone())).sum_dim(1);
+        let labels: Vec<i32> = batch.labels.iter().map(|&l| l as i32).collect();
+        let labels = Tensor::<2, Int>::from_data(TensorData::new(labels, [TOKENS, 1]), &device);
+        let ce = log_q.gather(1, labels).neg();
+        let valid = batch.valid_tokens() as f32;
+        let mask: Vec<f32> = batch.loss_mask.iter().map(|&m| f32::from(u8::from(m))).collect();
+        let mask = Tensor::<2>::from_data(TensorData::new(mask, [TOKENS, 1]), &device);
+        let loss = (kl.mul_scalar(1.0 - weight) + ce.mul_scalar(weight)) * mask;
+        let loss = loss.sum().div_scalar(valid);
+        let gradients = loss.backward();
+        let values = distill_models::parameters::values::<2>;
+        (
+            f64::from(loss.into_scalar::<f32>()),
+            values(hidden.grad(&gradients).expect("tracked")),
+            values(head.grad(&gradients).expect("tracked")),
+        )
+    }
+
+    #[test]
+    fn tiled_loss_and_gradients_equal_autodiff_over_whole_logits() {
+        let device = Device::flex();
+        let batch = batch();
+        let (hidden, head) =
+            (tensor(TOKENS, WIDTH, 1.3, &device), tensor(VOCABULARY, WIDTH, 2.9, &device));
+        let signal = Signal::Dense(Dense::new(hidden, head));
+        for weight in [0.0, 0.3, 1.0] {
+            let options = Distillation {
+                divergence: Divergence::ForwardKl,
+                temperature: 1.0,
+                scale_by_temperature_squared: true,
+                cross_entropy: weight,
+            };
+            let found = HeadInput {
+                hidden: tensor(TOKENS, WIDTH, 0.1, &device),
+                head: tensor(ROWS, WIDTH, 0.7, &device),
+                vocabulary: VOCABULARY,
+                batch: &batch,
+                distillation: Some((&signal, &options)),
+                denominator: batch.valid_tokens(),
+            }
+            .loss();
+            let (loss, hidden, head) = by_autodiff(weight, &device);
+            let mean = found.sums.loss / batch.valid_tokens() as f64;
+            assert!((mean - loss).abs() < 1e-5, "w {weight}: {mean} {loss}");
+            for (found, expected) in [(found.hidden_gradient, hidden), (found.head_gradient, head)]
+            {
+                let found = distill_models::parameters::values(found);
+                assert_eq!(found.len(), expected.len());
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert!((found - expected).abs() < 1e-6, "w {weight}: {found} {expected}");
+                }
+            }
+        }
+    }
+}

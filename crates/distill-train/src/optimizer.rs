@@ -125,3 +125,22 @@ pub fn clip_global_norm(gradients: &mut NamedTensors, limit: f64) -> f64 {
     }
     norm
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(values: &[f32]) -> Tensor<1> {
+        Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), &Device::flex())
+    }
+
+    #[test]
+    fn a_norm_above_the_limit_is_scaled_to_it_over_all_parameters() {
+        let mut gradients =
+            NamedTensors::from([("a".into(), tensor(&[3.0])), ("b".into(), tensor(&[0.0, 4.0]))]);
+        assert_eq!(clip_global_norm(&mut gradients, 1.0), 5.0);
+        let clipped = parameters::values(gradients["b"].clone());
+        assert!((clipped[1] - 0.8).abs() < 1e-6, "{clipped:?}");
+        assert!((clip_global_norm(&mut gradients, 1.0) - 1.0).abs() < 1e-6);
+    }
+}

@@ -16,6 +16,7 @@ use distill_models::{
 use distill_recipe::{DivergenceKind, NewModel, Recipe, StudentInit, TokenizerChoice};
 
 use crate::TrainError;
+use crate::checkpoint::write_tokenizer;
 use crate::loss::{Distillation, Divergence};
 use crate::teacher::{LocalTeacher, Teacher};
 
@@ -234,8 +235,7 @@ fn tokenizer(recipe: &Recipe, paths: &LocalPaths, run: &Path) -> Result<TextToke
             let sources = sources(recipe, paths)?;
             let trained = TextTokenizer::train(documents(&sources)?, *vocab_size, &special)
                 .map_err(|error| empty(error, &sources))?;
-            std::fs::create_dir_all(&kept).map_err(TrainError::io("creating", &kept))?;
-            trained.save(&kept)?;
+            write_tokenizer(&kept, &trained)?;
             return Ok(trained);
         }
     };

@@ -37,6 +37,11 @@ pub struct Dense {
 }
 
 impl Dense {
+    /// From final hidden states `[tokens, hidden]` and the head `[vocab, hidden]`.
+    pub fn new(hidden: Tensor<2>, head: Tensor<2>) -> Self {
+        Self { hidden, head }
+    }
+
     /// Logits of some of the tokens, `[rows, vocab]`.
     pub fn logits(&self, rows: Range<usize>) -> Tensor<2> {
         self.hidden.clone().slice([rows]).matmul(self.head.clone().transpose())
@@ -62,7 +67,7 @@ impl Teacher for LocalTeacher {
     fn signal(&self, batch: &Batch) -> Result<Signal, TrainError> {
         let hidden = forward(&self.model, batch, &self.device);
         let head = self.model.head().narrow(0, 0, self.vocabulary);
-        Ok(Signal::Dense(Dense { hidden, head }))
+        Ok(Signal::Dense(Dense::new(hidden, head)))
     }
 }
 

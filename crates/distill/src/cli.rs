@@ -81,7 +81,7 @@ pub struct Runtime {
     /// The model, a `.gguf` file.
     pub model: PathBuf,
     /// Threads.
-    #[arg(long, default_value_t = crate::hardware::threads())]
+    #[arg(long, default_value_t = crate::hardware::threads(), value_parser = threads)]
     pub threads: usize,
     /// Longest context, in tokens.
     #[arg(long, default_value_t = 2048)]
@@ -173,7 +173,7 @@ pub struct Bench {
     /// The model, a `.gguf` file.
     pub model: PathBuf,
     /// Threads.
-    #[arg(long, default_value_t = crate::hardware::threads())]
+    #[arg(long, default_value_t = crate::hardware::threads(), value_parser = threads)]
     pub threads: usize,
     /// Tokens of the prompt.
     #[arg(long, default_value_t = 512)]
@@ -187,4 +187,12 @@ pub struct Bench {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// A number of threads that a machine may have.
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=1024) => Ok(count),
+        _ => Err("expected a whole number from 1 to 1024".into()),
+    }
 }

@@ -8,6 +8,7 @@ mod commands;
 mod failure;
 mod hardware;
 mod hub;
+mod output;
 mod progress;
 mod run_directory;
 

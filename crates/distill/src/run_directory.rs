@@ -39,20 +39,22 @@ pub fn newest(recipe: &Recipe) -> Result<PathBuf, Failure> {
         .unwrap_or_default();
     runs.retain(|run| run.join(RESOLVED).is_file());
     runs.sort();
+    // A later trial with other settings must not hide the run that was interrupted.
+    let now = resolved(recipe)?;
+    let same = |run: &&PathBuf| fs::read_to_string(run.join(RESOLVED)).is_ok_and(|r| r == now);
+    if let Some(run) = runs.iter().rev().find(same) {
+        return Ok(run.clone());
+    }
     let run = runs.pop().ok_or_else(|| Failure::NotARun {
         path: parent,
         problem: "holds no run to resume; start one without --resume".into(),
     })?;
     let path = run.join(RESOLVED);
     let before = fs::read_to_string(&path).map_err(Failure::io("reading", &path))?;
-    let now = resolved(recipe)?;
-    if before != now {
-        let changed = before.lines().zip(now.lines()).find(|(a, b)| a != b);
-        let difference = changed
-            .map_or("a line was added or removed".into(), |(a, b)| format!("was `{a}`, is `{b}`"));
-        return Err(TrainError::RecipeChanged { path, difference }.into());
-    }
-    Ok(run)
+    let changed = before.lines().zip(now.lines()).find(|(a, b)| a != b);
+    let difference = changed
+        .map_or("a line was added or removed".into(), |(a, b)| format!("was `{a}`, is `{b}`"));
+    Err(TrainError::RecipeChanged { path, difference }.into())
 }
 
 /// The recipe that a run was made with.

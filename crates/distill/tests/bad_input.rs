@@ -184,7 +184,7 @@ fn a_loss_that_is_no_number_stops_before_the_weights_are_touched() {
     write(dir.path(), "bad.toml", &toml);
     let message = failure(dir.path(), &["run", "bad.toml"]);
     assert!(message.starts_with("exit code 1"), "{message}");
-    assert!(message.contains("Lower `train.learning_rate`"), "{message}");
+    assert!(message.contains("a lower `train.learning_rate`"), "{message}");
 }
 
 #[test]

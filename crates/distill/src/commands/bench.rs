@@ -5,6 +5,7 @@ use distill_edge::{LoadOptions, Model};
 
 use crate::cli;
 use crate::failure::Failure;
+use crate::output::put_line;
 
 /// Measures prefill and decode; medians of the repetitions.
 pub fn bench(args: &cli::Bench) -> Result<(), Failure> {
@@ -34,23 +35,25 @@ pub fn bench(args: &cli::Bench) -> Result<(), Failure> {
             "first_token_ms": speed.first_token_ms,
             "decode_bandwidth_gbps": speed.decode_bandwidth_gbps,
         });
-        println!("{json}");
+        put_line!("{json}")?;
     } else {
-        println!(
+        put_line!(
             "{} · {} kernels · {} threads · {:.1} MB of weights",
             args.model.display(),
             model.kernel_name(),
             args.threads,
             model.weight_bytes() as f64 / 1e6
-        );
-        println!(
+        )?;
+        put_line!(
             "prefill {:>5} tokens  {:>8.1} tok/s",
-            args.prompt, speed.prefill_tokens_per_second
-        );
-        println!(
+            args.prompt,
+            speed.prefill_tokens_per_second
+        )?;
+        put_line!(
             "decode  {:>5} tokens  {:>8.1} tok/s",
-            args.generate, speed.decode_tokens_per_second
-        );
+            args.generate,
+            speed.decode_tokens_per_second
+        )?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `distill chat`.
 
-use std::io::{BufRead, Write};
+use std::io::BufRead;
 
 use distill_data::{Message, render_chat};
 use distill_edge::{Sampler, generate as decode};
@@ -8,6 +8,7 @@ use distill_edge::{Sampler, generate as decode};
 use super::generate::{open, sampling};
 use crate::cli;
 use crate::failure::Failure;
+use crate::output::put;
 
 /// Talks in turns with the model's own chat template, until an empty line or the end of input.
 pub fn chat(args: &cli::Chat) -> Result<(), Failure> {
@@ -43,11 +44,9 @@ pub fn chat(args: &cli::Chat) -> Result<(), Failure> {
         }
         let max_tokens = args.sampling.max_tokens;
         let answer = decode(&mut session, &ids[kept..], max_tokens, &mut sampler, |_, piece| {
-            print!("{piece}");
-            let _ = std::io::stdout().flush();
-            true
+            put!("{piece}").is_ok()
         })?;
-        println!();
+        put!("\n")?;
         seen = ids;
         seen.extend(&answer.tokens);
         seen.truncate(session.position());

@@ -4,17 +4,16 @@ use distill_recipe::Recipe;
 
 use crate::cli;
 use crate::failure::Failure;
+use crate::output::{put, put_line};
 use crate::run_directory;
 
 /// Prints the recipe with every default, or points at what is wrong.
 pub fn check(args: &cli::Recipe) -> Result<(), Failure> {
     let (_, recipe) = Recipe::from_path(&args.recipe, &args.set)?;
-    print!("{}", run_directory::resolved(&recipe)?);
-    Ok(())
+    put!("{}", run_directory::resolved(&recipe)?)
 }
 
 /// Prints the JSON schema.
 pub fn schema() -> Result<(), Failure> {
-    println!("{:#}", distill_recipe::schema());
-    Ok(())
+    put_line!("{:#}", distill_recipe::schema())
 }

@@ -7,6 +7,7 @@ use distill_recipe::{ActivationGrid, Recipe, WeightGrid};
 use distill_train::checkpoint;
 
 use crate::failure::Failure;
+use crate::output::put_line;
 use crate::{cli, run_directory};
 
 /// What an export wrote.
@@ -24,7 +25,7 @@ pub fn command(args: &cli::RunDirectory) -> Result<(), Failure> {
     let checkpoint = newest(&args.run)?;
     let files = export(&recipe, &args.run, &checkpoint)?;
     for path in [files.gguf, files.huggingface].into_iter().flatten() {
-        println!("{}", path.display());
+        put_line!("{}", path.display())?;
     }
     Ok(())
 }

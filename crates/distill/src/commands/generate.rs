@@ -1,7 +1,5 @@
 //! `distill generate`.
 
-use std::io::Write;
-
 use distill_edge::{
     Activations, KvType, LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions,
     generate as decode,
@@ -9,6 +7,7 @@ use distill_edge::{
 
 use crate::cli;
 use crate::failure::Failure;
+use crate::output::{put, put_line};
 
 /// Streams the continuation of a prompt, or prints ids and text as JSON.
 pub fn generate(args: &cli::Generate) -> Result<(), Failure> {
@@ -24,17 +23,13 @@ pub fn generate(args: &cli::Generate) -> Result<(), Failure> {
     let mut sampler = Sampler::new(sampling(&args.sampling));
     let answer =
         decode(&mut session, &prompt, args.sampling.max_tokens, &mut sampler, |_, piece| {
-            if !args.json {
-                print!("{piece}");
-                let _ = std::io::stdout().flush();
-            }
-            true
+            args.json || put!("{piece}").is_ok()
         })?;
     if args.json {
         let (ids, text) = (answer.tokens, answer.text);
-        println!("{}", serde_json::json!({ "prompt_ids": prompt, "ids": ids, "text": text }));
+        put_line!("{}", serde_json::json!({ "prompt_ids": prompt, "ids": ids, "text": text }))?;
     } else {
-        println!();
+        put!("\n")?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use distill_train::prepare;
 use crate::cli;
 use crate::failure::Failure;
 use crate::hub;
+use crate::output::put_line;
 use crate::progress::spinner;
 
 /// Prints tokens and loss mask of the first training samples, in training order.
@@ -21,15 +22,14 @@ pub fn preview(args: &cli::Preview) -> Result<(), Failure> {
     let mut cursor = dataset.train.cursor(recipe.seed);
     let batch = dataset.train.next_batch(&mut cursor, args.samples.max(1));
     for row in 0..batch.batch {
-        println!("{}", distill_data::preview(&tokenizer, &batch.row(row)));
+        put_line!("{}", distill_data::preview(&tokenizer, &batch.row(row)))?;
     }
     let (train, held_out) = (&dataset.train, &dataset.held_out);
-    println!(
+    put_line!(
         "{} training sequences ({} tokens in the loss), {} held out ({} tokens)",
         train.len(),
         train.valid_tokens(),
         held_out.len(),
         held_out.valid_tokens()
-    );
-    Ok(())
+    )
 }

@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 use super::export::Exported;
 use crate::failure::Failure;
+use crate::output::{put, put_line};
 use crate::progress::spinner;
 use crate::{hardware, run_directory};
 
@@ -70,9 +71,8 @@ pub fn report(
     run_directory::write_json(&run.join("report.json"), &report)?;
     let page = run.join("report.html");
     run_directory::write(&page, &html(&report)?)?;
-    print!("{}", table(&report));
-    println!("report {}", page.display());
-    Ok(())
+    put!("{}", table(&report))?;
+    put_line!("report {}", page.display())
 }
 
 /// Teacher, full precision, post-training quantised, quantisation-aware: through the graph.

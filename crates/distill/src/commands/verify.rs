@@ -10,6 +10,7 @@ use distill_recipe::Recipe;
 use distill_train::{TrainError, prepare};
 
 use crate::failure::Failure;
+use crate::output::put_line;
 use crate::progress::spinner;
 use crate::{cli, hardware, hub, run_directory};
 
@@ -29,7 +30,7 @@ pub fn command(args: &cli::RunDirectory) -> Result<(), Failure> {
     let dataset = prepare::dataset(&recipe, &paths, &tokenizer, &mut |_| {})?;
     let parity = verify(&recipe, &args.run, &checkpoint, &tokenizer, &dataset)?;
     for comparison in [&parity.exact, &parity.shipped] {
-        println!("{}", line(comparison));
+        put_line!("{}", line(comparison))?;
     }
     if parity.passed { Ok(()) } else { Err(failure(&args.run, &parity)) }
 }
@@ -104,7 +105,7 @@ pub fn line(comparison: &Comparison) -> String {
     let verdict = if comparison.passed { "agree" } else { "PART" };
     format!(
         "{verdict}: {} on {} positions: same top {:.3} % (≥ {:.1}), mean KL {:.2e} (≤ {:.0e}), \
-         max |Δlogit| {:.2e}{}",
+         max |Δlogit| {:.2e}{}{}",
         comparison.configuration,
         comparison.positions,
         100.0 * comparison.same_top,
@@ -113,6 +114,10 @@ pub fn line(comparison: &Comparison) -> String {
         comparison.limits.mean_kl,
         comparison.max_logit_difference,
         comparison.limits.max_logit_difference.map_or(String::new(), |l| format!(" (≤ {l:.0e})")),
+        comparison.codes.map_or(String::new(), |codes| {
+            let share = 100.0 * codes.adopted as f64 / codes.compared.max(1) as f64;
+            format!(", {share:.3} % of codes on a boundary, {} refused", codes.refused)
+        }),
     )
 }
 
@@ -134,9 +139,8 @@ pub fn failure(run: &Path, parity: &Parity) -> Failure {
         ));
         if let Some(codes) = comparison.codes.filter(|codes| !codes.agree()) {
             details.push(format!(
-                "  {} of {} codes of activations differ although the graph's value lies on no \
-                 rounding boundary",
-                codes.refused, codes.compared
+                "  of {} codes of activations {} differ on a rounding boundary and {} elsewhere",
+                codes.compared, codes.adopted, codes.refused
             ));
         }
         for greedy in &comparison.greedy {

@@ -168,7 +168,7 @@ fn another_norm_epsilon_fails() {
         let at = bytes.windows(key.len()).position(|w| w == key).expect("the key is there");
         // Behind the key: the value's type (u32), then the f32.
         let value = at + key.len() + 4;
-        bytes[value..value + 4].copy_from_slice(&1e-2f32.to_le_bytes());
+        bytes[value..value + 4].copy_from_slice(&1e-6f32.to_le_bytes());
     });
     assert_shut(&exported.parity(&path));
 }

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::figures::{grouped, nats, percent, short};
 use crate::parity::{Comparison, Greedy};
+use crate::replay::{ADOPTED_SHARE, REFUSED_SHARE};
 
 /// One limit of a configuration.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -23,7 +24,7 @@ pub(super) fn checks(comparison: &Comparison) -> Vec<Check> {
     let Comparison { limits, same_top, mean_kl, max_logit_difference, greedy, .. } = comparison;
     let alike = greedy.iter().filter(|greedy| greedy.gap.is_none()).count();
     let near_ties = greedy.iter().all(|greedy| within(greedy, limits.near_tie));
-    vec![
+    let mut checks = vec![
         Check {
             what: "same top token",
             found: format!("{} %", percent(*same_top, 3)),
@@ -50,7 +51,17 @@ pub(super) fn checks(comparison: &Comparison) -> Vec<Check> {
             limit: format!("gaps ≤ {}", short(limits.near_tie)),
             passed: near_ties,
         },
-    ]
+    ];
+    checks.extend(comparison.codes.map(|codes| {
+        let share = |count: u64| count as f64 / codes.compared.max(1) as f64;
+        Check {
+            what: "codes on a boundary, elsewhere",
+            found: format!("{}, {}", short(share(codes.adopted)), short(share(codes.refused))),
+            limit: format!("≤ {}, ≤ {}", short(ADOPTED_SHARE), short(REFUSED_SHARE)),
+            passed: codes.agree(),
+        }
+    }));
+    checks
 }
 
 /// Whether a continuation is the same, or parts where two logits are nearly equal.

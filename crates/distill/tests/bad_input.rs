@@ -197,9 +197,9 @@ fn an_unwritable_run_directory_is_named() {
     assert!(message.contains("creating the run directory occupied"), "{message}");
 }
 
-/// `/dev/full` answers every write with "no space left on device".
+/// `/dev/full` takes no byte.
 #[test]
-fn a_full_disk_leaves_finished_checkpoints_alone() {
+fn metrics_that_cannot_be_written_leave_finished_checkpoints_alone() {
     let dir = workspace();
     let run = trained(dir.path());
     let before = std::fs::read(run.join("step-2/model.safetensors")).expect("checkpoint");
@@ -211,6 +211,31 @@ fn a_full_disk_leaves_finished_checkpoints_alone() {
     assert!(message.contains("metrics.jsonl"), "{message}");
     let after = std::fs::read(run.join("step-2/model.safetensors")).expect("checkpoint");
     assert_eq!(before, after);
+}
+
+/// A limit on the size of files stands for a full disk: the write of the weights fails half-way.
+#[test]
+fn a_checkpoint_that_does_not_fit_is_an_error_and_leaves_nothing_half_written() {
+    let dir = workspace();
+    let binary = env!("CARGO_BIN_EXE_distill");
+    // With the signal ignored, the system answers such a write with an error.
+    let script = format!("trap '' XFSZ; ulimit -f 40; exec {binary} run recipe.toml");
+    let output = Command::new("bash")
+        .current_dir(dir.path())
+        .args(["-c", &script])
+        .output()
+        .expect("bash starts");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(!message.contains("panicked"), "{message}");
+    assert!(message.contains("error: writing checkpoints/bad/"), "{message}");
+    let runs = std::fs::read_dir(dir.path().join("checkpoints/bad")).expect("runs");
+    let run = runs.flatten().next().expect("one run").path();
+    let left = std::fs::read_dir(&run).expect("the run").flatten();
+    let left: Vec<String> = left.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    assert!(!left.iter().any(|name| name.contains("step-")), "{left:?}");
+    let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    assert!(metrics.contains("\"split\":\"train\""), "what was computed stays: {metrics}");
 }
 
 #[test]

@@ -1,15 +1,36 @@
 //! The grid that trains is the grid that ships: the tensor form of a quantisation rule equals
 //! the scalar form, bit for bit, on every CPU backend.
+//!
+//! A GPU may divide less exactly (Vulkan allows 2.5 ulp). There a value may be another one only
+//! if the scalar rule gives that one to weights at most 2 ulp away; `--features wgpu` runs the
+//! same specifications so, on whatever adapter there is.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use distill_models::{Backend, fake_quant, parameters};
 use distill_quant::{BLOCK, q4_0, q8_0};
 use proptest::prelude::*;
 
-fn cpu_devices() -> Vec<(&'static str, Device)> {
-    [("flex", Backend::Flex), ("ndarray", Backend::Ndarray)]
-        .map(|(name, backend)| (name, backend.device().expect("both are always built")))
-        .into()
+struct Target {
+    name: &'static str,
+    device: Device,
+    /// Whether every operation is correctly rounded.
+    exact: bool,
+}
+
+fn targets() -> Vec<Target> {
+    let backends = [
+        ("flex", Backend::Flex, true),
+        ("ndarray", Backend::Ndarray, true),
+        #[cfg(feature = "wgpu")]
+        ("wgpu", Backend::Wgpu, false),
+    ];
+    backends
+        .into_iter()
+        .map(|(name, backend, exact)| {
+            let device = backend.device().expect("this build has it");
+            Target { name, device, exact }
+        })
+        .collect()
 }
 
 fn on(device: &Device, values: &[f32], rule: impl Fn(Tensor<1>) -> Tensor<1>) -> Vec<f32> {
@@ -47,23 +68,71 @@ fn exported_q8_0(values: &[f32]) -> Vec<f32> {
 }
 
 fn assert_every_rule_is_the_scalar_one(values: &[f32]) {
-    for (name, device) in cpu_devices() {
-        let check = |rule: &str, found: Vec<f32>, expected: Vec<f32>| {
-            assert_eq!(bits(&found), bits(&expected), "{rule} on {name} of {values:?}");
+    for target in targets() {
+        let device = &target.device;
+        let check = |name, found: Vec<f32>, rule: &dyn Fn(&[f32]) -> Vec<f32>| {
+            target.check(name, values, &found, rule);
         };
-        check("q4_0", on(&device, values, fake_quant::q4_0), exported_q4_0(values));
-        check("q8_0", on(&device, values, fake_quant::q8_0), exported_q8_0(values));
+        check("q4_0", on(device, values, fake_quant::q4_0), &exported_q4_0);
+        check("q8_0", on(device, values, fake_quant::q8_0), &exported_q8_0);
         check(
             "q4_0 straight-through mask",
-            on(&device, values, fake_quant::q4_0_straight_through),
-            scalar(values, q4_0::straight_through_mask),
+            on(device, values, fake_quant::q4_0_straight_through),
+            &|values| scalar(values, q4_0::straight_through_mask),
         );
-        check(
-            "q8_0 activations",
-            activations(&device, values),
-            scalar(values, q8_0::fake_quantize_activation),
+        check("q8_0 activations", activations(device, values), &|values| {
+            scalar(values, q8_0::fake_quantize_activation)
+        });
+    }
+}
+
+impl Target {
+    /// Holds what a device made of `values` against the scalar `rule`.
+    fn check(&self, name: &str, values: &[f32], found: &[f32], rule: &dyn Fn(&[f32]) -> Vec<f32>) {
+        let expected = rule(values);
+        if self.exact {
+            assert_eq!(bits(found), bits(&expected), "{name} on {} of {values:?}", self.name);
+            return;
+        }
+        let mut moved = 0;
+        for (index, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
+            if found == expected {
+                continue;
+            }
+            let (block, place) = (&values[index / BLOCK * BLOCK..][..BLOCK], index % BLOCK);
+            let near = moved_by_two_ulp(block, place)
+                .map(|block| rule(&block)[place])
+                .any(|value| (found - value).abs() <= 2.0 * f32::EPSILON * value.abs());
+            assert!(near, "{name} on {} at {index}: {found}, not {expected}: {block:?}", self.name);
+            moved += usize::from((found - expected).abs() > 4.0 * f32::EPSILON * expected.abs());
+        }
+        assert!(
+            values.len() < 1 << 16 || moved * 1000 < values.len(),
+            "{name} on {}: {moved} of {} values moved",
+            self.name,
+            values.len()
         );
     }
+}
+
+/// The block with the weight at `place`, and the largest weights, which set the scale, each
+/// moved by at most 2 ulp.
+fn moved_by_two_ulp(block: &[f32], place: usize) -> impl Iterator<Item = Vec<f32>> {
+    let largest = block.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+    let shifts = (-2..=2).flat_map(|a| (-2..=2).map(move |b| (a, b)));
+    shifts.map(move |(scale, weight)| {
+        let mut moved: Vec<f32> = block
+            .iter()
+            .map(|&x| if x.abs() == largest { ulps_away(x, scale) } else { x })
+            .collect();
+        moved[place] = ulps_away(moved[place], weight);
+        moved
+    })
+}
+
+fn ulps_away(x: f32, ulps: i32) -> f32 {
+    let step = if ulps < 0 { f32::next_down } else { f32::next_up };
+    (0..ulps.abs()).fold(x, |x, _| step(x))
 }
 
 fn block(fill: impl Fn(usize) -> f32) -> Vec<f32> {
@@ -106,6 +175,18 @@ fn denormal_and_overflowing_scales_are_stored_alike() {
     }
 }
 
+#[test]
+fn many_uniform_weights_are_rounded_alike() {
+    let mut state = 1u64;
+    let mut next = || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    let values: Vec<f32> = (0..4096 * BLOCK).map(|_| next()).collect();
+    assert_every_rule_is_the_scalar_one(&values);
+}
+
 /// Weights of every size that a model can have, and many that it cannot.
 fn weights() -> impl Strategy<Value = Vec<f32>> {
     let value = prop_oneof![
@@ -144,65 +225,4 @@ fn straight_through_gradient_reaches_activations_unchanged() {
     let loss = (fake_quant::activations_q8_0(x.clone()) * weights).sum();
     let gradient = x.grad(&loss.backward()).expect("tracked");
     assert_eq!(parameters::values(gradient), values);
-}
-
-/// On a GPU the reciprocal of a scale may be an ulp off: a code may differ by one step where
-/// the weight lies within 2 ulp of a rounding boundary, and nowhere else.
-#[cfg(feature = "wgpu")]
-#[test]
-fn wgpu_rounds_as_the_scalar_rule_up_to_two_ulp_at_boundaries() {
-    let device = distill_models::Backend::Wgpu.device().expect("this build has wgpu");
-    let mut state = 1u64;
-    let mut next = || {
-        state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    let mut values: Vec<f32> = (0..4096 * BLOCK).map(|_| next()).collect();
-    values.extend([0.0; BLOCK]);
-    values.extend(block(|i| if i % 2 == 0 { 1.5 } else { -1.5 }));
-    values.extend(block(|i| if i == 0 { 8.0 } else { i as f32 / 2.0 - 8.0 }));
-    for (name, found, expected, step) in [
-        (
-            "q4_0",
-            on(&device, &values, fake_quant::q4_0),
-            exported_q4_0(&values),
-            (|block: &[f32]| {
-                let block: &[f32; BLOCK] = block.try_into().expect("a block");
-                let d = q4_0::BlockQ4_0::quantize(block).d;
-                (distill_quant::f16::to_f32(d), 0.5)
-            }) as fn(&[f32]) -> (f32, f32),
-        ),
-        (
-            "q8_0",
-            on(&device, &values, fake_quant::q8_0),
-            exported_q8_0(&values),
-            |block: &[f32]| {
-                let block: &[f32; BLOCK] = block.try_into().expect("a block");
-                (distill_quant::f16::to_f32(q8_0::BlockQ8_0::quantize(block).d), 0.5)
-            },
-        ),
-    ] {
-        let mut moved = 0;
-        for (index, (a, b)) in found.iter().zip(&expected).enumerate() {
-            if a.to_bits() == b.to_bits() {
-                continue;
-            }
-            moved += 1;
-            let (scale, half) = step(&values[index / BLOCK * BLOCK..][..BLOCK]);
-            assert!(
-                ((a - b).abs() - scale.abs()).abs() <= 1e-3 * scale.abs(),
-                "{name} {index}: {a} {b}"
-            );
-            let at = values[index] / scale;
-            let distance = ((at.abs() + half).fract().min(1.0 - (at.abs() + half).fract())).abs();
-            // The stored scale is the exact one rounded to f16: allow its half ulp as well.
-            assert!(
-                distance < 16.0 * 2f32.powi(-11) + 4.0 * f32::EPSILON * 128.0,
-                "{name} {index}: {at}"
-            );
-        }
-        eprintln!("{name}: {moved} of {} codes moved on wgpu", found.len());
-        assert!(moved * 1000 < found.len(), "{name}: {moved} codes moved");
-    }
 }

@@ -164,3 +164,10 @@ pub enum EdgeError {
         source: std::io::Error,
     },
 }
+
+impl EdgeError {
+    /// Whether the cause lies in what the runtime was given, rather than in the machine.
+    pub fn is_input(&self) -> bool {
+        !matches!(self, Self::Thread { .. } | Self::Memory { .. })
+    }
+}

@@ -194,6 +194,19 @@ fn llama_3_scaling_becomes_the_tensor_of_divisors() {
 }
 
 #[test]
+fn every_token_that_ends_a_turn_is_told() {
+    let mut tiny = Tiny::new(true, 16);
+    // The id of `<|end|>` among others, as in Llama 3.2's configuration.
+    let (directory, _) = export(&tiny, &options(Grid::Q4_0, Grid::Q4_0));
+    let end = open(directory.path()).metadata().u32("tokenizer.ggml.eos_token_id").unwrap();
+    tiny.config["eos_token_id"] = json!([4, end, 5, 4_000_000]);
+    let (directory, _) = export(&tiny, &options(Grid::Q4_0, Grid::Q4_0));
+    let file = open(directory.path());
+    let id = |key: &str| file.metadata().u32(&format!("tokenizer.ggml.{key}_token_id")).unwrap();
+    assert_eq!([id("eos"), id("eot"), id("eom")], [end, 4, 5]);
+}
+
+#[test]
 fn shards_half_floats_and_merges_as_pairs_give_the_same_file() {
     let options = options(Grid::Q4_0, Grid::Q8_0);
     let mut tiny = Tiny::new(false, 16);

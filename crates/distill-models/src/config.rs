@@ -6,6 +6,7 @@ use distill_gguf::GgufFile;
 use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
+use crate::rope::inverse_frequencies;
 
 /// Hyperparameters of a Llama model; the field names are those of `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,9 +39,19 @@ pub struct LlamaConfig {
     /// Token that begins a text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bos_token_id: Option<u32>,
-    /// Token that ends a text.
+    /// Token that ends a text, or the several that end a turn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub eos_token_id: Option<u32>,
+    pub eos_token_id: Option<TokenIds>,
+}
+
+/// One token or several, as `config.json` has them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TokenIds {
+    /// A number.
+    One(u32),
+    /// A list.
+    Several(Vec<u32>),
 }
 
 /// Llama 3's rotary scaling, in one of the two forms a file may hold it.
@@ -67,6 +78,34 @@ pub enum RopeScaling {
     },
 }
 
+/// The `(factor, original_max_position_embeddings)` of the models that Meta released with
+/// `low_freq_factor` 1 and `high_freq_factor` 4: Llama 3.1 and Llama 3.2.
+const LLAMA_3_RELEASES: [(f64, usize); 2] = [(8.0, 8192), (32.0, 8192)];
+
+impl RopeScaling {
+    /// The scaling of a GGUF file, `[head_dim / 2]`. A file holds divisors only; those of a
+    /// release are given back as its four numbers, the form that transformers reads.
+    fn from_divisors(rope_divisors: Vec<f32>, rope_theta: f64) -> Self {
+        let releases = LLAMA_3_RELEASES.map(|(factor, original)| Self::Llama3 {
+            rope_type: "llama3".into(),
+            factor,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: original,
+        });
+        let half = rope_divisors.len();
+        let plain = inverse_frequencies(rope_theta, 2 * half, None);
+        let made_the_file = |release: &Self| {
+            let scaled = inverse_frequencies(rope_theta, 2 * half, Some(release));
+            plain.iter().zip(scaled).zip(&rope_divisors).all(|((plain, scaled), &found)| {
+                (plain / scaled - f64::from(found)).abs() <= 1e-5 * f64::from(found)
+            })
+        };
+        let release = releases.into_iter().find(made_the_file);
+        release.unwrap_or(Self::Divisors { rope_divisors })
+    }
+}
+
 /// `config.json` as found: optional where Hugging Face has a default.
 #[derive(Deserialize)]
 struct RawConfig {
@@ -86,7 +125,7 @@ struct RawConfig {
     max_position_embeddings: Option<usize>,
     tie_word_embeddings: Option<bool>,
     bos_token_id: Option<u32>,
-    eos_token_id: Option<serde_json::Value>,
+    eos_token_id: Option<TokenIds>,
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
     hidden_act: Option<String>,
@@ -138,7 +177,7 @@ impl LlamaConfig {
             max_position_embeddings: raw.max_position_embeddings.unwrap_or(2048),
             tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(false),
             bos_token_id: raw.bos_token_id,
-            eos_token_id: raw.eos_token_id.and_then(first_id),
+            eos_token_id: raw.eos_token_id,
         };
         config.validate(&path.display().to_string())?;
         Ok(config)
@@ -164,8 +203,11 @@ impl LlamaConfig {
             Some(view) => view.info.dims.get(1).map_or(0, |&rows| rows as usize),
             None => size("llama.vocab_size")?,
         };
+        let head_dim = size("llama.attention.key_length").unwrap_or(hidden_size / heads.max(1));
+        refuse_what_is_not_llama(file, path, head_dim)?;
+        let rope_theta = meta.f32("llama.rope.freq_base").map_or(10_000.0, f64::from);
         let scaling = match file.tensor("rope_freqs.weight") {
-            Some(view) => Some(RopeScaling::Divisors { rope_divisors: view.dequantize()? }),
+            Some(view) => Some(RopeScaling::from_divisors(view.dequantize()?, rope_theta)),
             None => None,
         };
         let config = Self {
@@ -175,14 +217,14 @@ impl LlamaConfig {
             num_hidden_layers: size("llama.block_count")?,
             num_attention_heads: heads,
             num_key_value_heads: size("llama.attention.head_count_kv").unwrap_or(heads),
-            head_dim: size("llama.attention.key_length").unwrap_or(hidden_size / heads.max(1)),
-            rope_theta: meta.f32("llama.rope.freq_base").map_or(10_000.0, f64::from),
+            head_dim,
+            rope_theta,
             rope_scaling: scaling,
             rms_norm_eps: short_f64(meta.f32("llama.attention.layer_norm_rms_epsilon")?),
             max_position_embeddings: size("llama.context_length")?,
             tie_word_embeddings: file.tensor("output.weight").is_none(),
             bos_token_id: meta.u32("tokenizer.ggml.bos_token_id").ok(),
-            eos_token_id: meta.u32("tokenizer.ggml.eos_token_id").ok(),
+            eos_token_id: meta.u32("tokenizer.ggml.eos_token_id").ok().map(TokenIds::One),
         };
         config.validate(&path.display().to_string())?;
         Ok(config)
@@ -273,6 +315,35 @@ impl LlamaConfig {
     }
 }
 
+/// Files of architecture `llama` may ask for more than a Llama: other rotary scalings, rotation
+/// of part of a head, experts. What the graph does not compute is refused, never ignored.
+fn refuse_what_is_not_llama(
+    file: &GgufFile,
+    path: &Path,
+    head_dim: usize,
+) -> Result<(), ModelError> {
+    let meta = file.metadata();
+    let refuse = |key: &str, found: &dyn std::fmt::Display, expected: &dyn std::fmt::Display| {
+        let problem = format!("`{key}` is {found}; expected {expected}");
+        Err(ModelError::Config { path: path.to_path_buf(), problem })
+    };
+    for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
+        if let Some(found) = meta.optional_u32(key)?.filter(|&found| found as usize != head_dim) {
+            return refuse(key, &found, &format!("the head's length, {head_dim}"));
+        }
+    }
+    let key = "llama.rope.scaling.type";
+    if let Some(found) = meta.optional_string(key)?.filter(|&kind| kind != "none") {
+        let expected = "`none` (Llama 3's scaling is the tensor rope_freqs.weight)";
+        return refuse(key, &format!("`{found}`"), &expected);
+    }
+    let key = "llama.expert_count";
+    match meta.optional_u32(key)?.unwrap_or(0) {
+        0 => Ok(()),
+        experts => refuse(key, &experts, &"0: a dense model"),
+    }
+}
+
 fn scaling(json: Option<serde_json::Value>) -> Result<Option<RopeScaling>, String> {
     let Some(json) = json.filter(|j| !j.is_null()) else { return Ok(None) };
     if json.get("rope_divisors").is_some() {
@@ -292,13 +363,6 @@ fn scaling(json: Option<serde_json::Value>) -> Result<Option<RopeScaling>, Strin
         }
         Some(other) => Err(format!("rope_scaling type `{other}` is not supported, only `llama3`")),
     }
-}
-
-/// Hugging Face writes one id or a list; the first is the end of text.
-fn first_id(json: serde_json::Value) -> Option<u32> {
-    let value =
-        if let Some(list) = json.as_array() { list.first()?.as_u64() } else { json.as_u64() };
-    value.and_then(|v| u32::try_from(v).ok())
 }
 
 /// The f64 with the fewest digits that is this f32 (1e-5, not 9.999999747378752e-6).
@@ -327,9 +391,23 @@ mod tests {
     #[test]
     fn llama_3_2_config_reads_and_writes_itself_again() {
         let config = read(LLAMA_32).expect("reads");
-        assert_eq!(config.eos_token_id, Some(128_001));
+        assert_eq!(config.eos_token_id, Some(TokenIds::Several(vec![128_001, 128_008])));
         assert!(matches!(config.rope_scaling, Some(RopeScaling::Llama3 { factor: 32.0, .. })));
         assert_eq!(read(&config.to_json().to_string()).expect("again"), config);
+    }
+
+    #[test]
+    fn the_divisors_of_a_release_are_its_four_numbers_and_others_stay_divisors() {
+        let config = read(LLAMA_32).expect("reads");
+        let theta = config.rope_theta;
+        let plain = inverse_frequencies(theta, 64, None);
+        let scaled = inverse_frequencies(theta, 64, config.rope_scaling.as_ref());
+        let mut divisors: Vec<f32> =
+            plain.iter().zip(scaled).map(|(plain, scaled)| (plain / scaled) as f32).collect();
+        assert_eq!(Some(RopeScaling::from_divisors(divisors.clone(), theta)), config.rope_scaling);
+        divisors[20] *= 1.001;
+        let others = RopeScaling::from_divisors(divisors.clone(), theta);
+        assert_eq!(others, RopeScaling::Divisors { rope_divisors: divisors });
     }
 
     #[test]

@@ -22,7 +22,7 @@ mod rounding;
 pub mod save;
 pub mod weights;
 
-pub use config::{LlamaConfig, RopeScaling};
+pub use config::{LlamaConfig, RopeScaling, TokenIds};
 pub use device::Backend;
 pub use error::ModelError;
 pub use kv_cache::KvCache;

@@ -161,7 +161,8 @@ impl Positions {
         bias: Vec<f32>,
         device: &Device,
     ) -> Self {
-        let frequencies = inverse_frequencies(config);
+        let frequencies =
+            inverse_frequencies(config.rope_theta, config.head_dim, config.rope_scaling.as_ref());
         let (sin, cos): (Vec<f32>, Vec<f32>) = position_ids
             .iter()
             .flat_map(|&p| frequencies.iter().map(move |f| f64::from(p) * f))

@@ -5,17 +5,16 @@
 
 use burn::tensor::Tensor;
 
-use crate::{LlamaConfig, RopeScaling};
+use crate::RopeScaling;
 
 /// Inverse frequencies, `[head_dim / 2]`, with Llama 3's scaling applied.
 ///
 /// Source: `rope_type = "llama3"` of the Llama 3.1 release: wavelengths longer than
 /// `original / low_freq_factor` are divided by `factor`, those shorter than
 /// `original / high_freq_factor` are kept, and between them the two are blended linearly.
-pub fn inverse_frequencies(config: &LlamaConfig) -> Vec<f64> {
-    let half = config.head_dim / 2;
-    let plain = (0..half).map(|i| config.rope_theta.powf(-2.0 * i as f64 / config.head_dim as f64));
-    match &config.rope_scaling {
+pub fn inverse_frequencies(theta: f64, head_dim: usize, scaling: Option<&RopeScaling>) -> Vec<f64> {
+    let plain = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64));
+    match scaling {
         None => plain.collect(),
         Some(RopeScaling::Divisors { rope_divisors }) => {
             plain.zip(rope_divisors).map(|(f, &d)| f / f64::from(d)).collect()

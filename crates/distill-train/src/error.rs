@@ -123,13 +123,32 @@ impl TrainError {
 
 /// The way out of the usual failures of a disk.
 pub(crate) fn advice(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{
+        FileTooLarge, NotADirectory, PermissionDenied, QuotaExceeded, StorageFull,
+    };
     match error.kind() {
-        std::io::ErrorKind::StorageFull => {
+        StorageFull | QuotaExceeded => {
             "; free some space and continue with --resume: finished checkpoints are intact"
         }
-        std::io::ErrorKind::PermissionDenied => {
-            "; make the directory writable or set `output` to another one"
+        FileTooLarge => {
+            "; raise the limit (`ulimit -f`) or set `output` to a file system without it"
         }
+        NotADirectory => "; a file is in the way: move it or set `output` to another directory",
+        PermissionDenied => "; make the directory writable or set `output` to another one",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_with_the_way_out() {
+        const ENOSPC: i32 = 28;
+        let full = std::io::Error::from_raw_os_error(ENOSPC);
+        let error = TrainError::io("writing", Path::new("step-2/optimizer.safetensors"))(full);
+        insta::assert_snapshot!(error, @"writing step-2/optimizer.safetensors: No space left on device (os error 28); free some space and continue with --resume: finished checkpoints are intact");
+        assert!(!error.is_input());
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! `metrics.jsonl` holds what is the same in every run of a recipe, to the bit; wall-clock
 //! figures go to `timings.jsonl`. A checkpoint remembers how long `metrics.jsonl` was, and a
-//! resumed run cuts it there: what follows is written again. The event files of TensorBoard
+//! resumed run cuts both there: what follows is written again. The event files of TensorBoard
 //! are made from the lines, so they too show each step once.
 
 use std::fs::{File, OpenOptions};
@@ -93,6 +93,21 @@ pub fn read(run: &Path) -> Result<Vec<Record>, TrainError> {
     text.lines().enumerate().map(parse).collect()
 }
 
+/// Rewrites `timings.jsonl` without the steps after `last`, which will be taken again, and
+/// without a line that was cut short. Returns what stays.
+fn keep_timings(path: &Path, last: usize) -> Result<Vec<Record>, TrainError> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(TrainError::io("reading", path)(source)),
+    };
+    let mut kept: Vec<Record> = text.lines().filter_map(Record::from_line).collect();
+    kept.retain(|record| record.step <= last);
+    let lines: String = kept.iter().map(Record::to_line).collect();
+    std::fs::write(path, lines).map_err(TrainError::io("writing", path))?;
+    Ok(kept)
+}
+
 /// Writes metrics of a run directory.
 pub struct MetricsLog {
     path: PathBuf,
@@ -123,15 +138,19 @@ impl MetricsLog {
             std::fs::remove_dir_all(&events).map_err(TrainError::io("replacing", &events))?;
         }
         std::fs::create_dir_all(&events).map_err(TrainError::io("creating", &events))?;
+        let records = read(run)?;
+        let timings = run.join(TIMINGS);
+        let last = records.last().map_or(0, |record| record.step);
+        let kept = keep_timings(&timings, last)?;
         let mut log = Self {
             metrics,
-            timings: open(&run.join(TIMINGS))?,
+            timings: open(&timings)?,
             bytes,
             board: SummaryWriter::new(&events),
             path,
         };
-        for record in read(run)? {
-            log.mirror(&record);
+        for record in records.iter().chain(&kept) {
+            log.mirror(record);
         }
         Ok(log)
     }
@@ -178,5 +197,36 @@ impl MetricsLog {
             let tag = format!("{}/{name}", record.split);
             self.board.add_scalar(&tag, *value as f32, record.step);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_log_keeps_the_timings_up_to_its_checkpoint_and_no_others() {
+        let run = tempfile::tempdir().expect("temp dir");
+        let mut log = MetricsLog::open(run.path(), 0).expect("opens");
+        let mut bytes = 0;
+        for step in 1..=3 {
+            log.write(&Record::new(step, "train").with("loss", 1.0)).expect("writes");
+            log.write_timing(&Record::new(step, "timing").with("seconds", 2.0)).expect("writes");
+            if step == 2 {
+                bytes = log.bytes();
+            }
+        }
+        drop(log);
+        // Killed while it wrote.
+        let timings = run.path().join(TIMINGS);
+        let cut = std::fs::read_to_string(&timings).expect("timings") + "{\"step\":2,\"spl";
+        std::fs::write(&timings, cut).expect("writes");
+
+        let mut log = MetricsLog::open(run.path(), bytes).expect("opens again");
+        log.write_timing(&Record::new(3, "timing").with("seconds", 4.0)).expect("writes");
+        let lines = std::fs::read_to_string(&timings).expect("timings");
+        let steps: Vec<usize> =
+            lines.lines().map(|line| Record::from_line(line).expect("whole").step).collect();
+        assert_eq!(steps, [1, 2, 3]);
     }
 }

@@ -10,8 +10,8 @@ use distill_data::{
 use distill_gguf::GgufFile;
 use distill_models::weights::read_config;
 use distill_models::{
-    ActivationGrid, Backend, LlamaConfig, LlamaForCausalLM, LoadReport, ModelError, WeightGrid,
-    WeightGrids, load_pretrained,
+    ActivationGrid, Backend, LlamaConfig, LlamaForCausalLM, LoadReport, ModelError, TokenIds,
+    WeightGrid, WeightGrids, load_pretrained,
 };
 use distill_recipe::{DivergenceKind, NewModel, Recipe, StudentInit, TokenizerChoice};
 
@@ -147,7 +147,7 @@ pub fn dataset(
 }
 
 impl Prepared {
-    /// The student's first weights.
+    /// The student's first weights, and what was read if they came from a file.
     ///
     /// # Errors
     /// [`TrainError::Model`].
@@ -156,11 +156,16 @@ impl Prepared {
         recipe: &Recipe,
         paths: &LocalPaths,
         device: &Device,
-    ) -> Result<LlamaForCausalLM, TrainError> {
+    ) -> Result<(LlamaForCausalLM, Option<LoadReport>), TrainError> {
         match (&recipe.student.init, &paths.student, &self.teacher_model) {
-            (StudentInit::From(_), Some(path), _) => Ok(load_pretrained(path, device)?.0),
-            (StudentInit::KeepLayers(keep), _, Some(teacher)) => Ok(teacher.clone().cut(keep)?),
-            _ => Ok(LlamaForCausalLM::init(&self.student, recipe.seed, device)),
+            (StudentInit::From(_), Some(path), _) => {
+                let (model, report) = load_pretrained(path, device)?;
+                Ok((model, Some(report)))
+            }
+            (StudentInit::KeepLayers(keep), _, Some(teacher)) => {
+                Ok((teacher.clone().cut(keep)?, None))
+            }
+            _ => Ok((LlamaForCausalLM::init(&self.student, recipe.seed, device), None)),
         }
     }
 }
@@ -289,7 +294,7 @@ fn new_config(new: &NewModel, tokenizer: &TextTokenizer) -> LlamaConfig {
         max_position_embeddings: new.max_position_embeddings,
         tie_word_embeddings: new.tie_word_embeddings,
         bos_token_id: tokenizer.bos(),
-        eos_token_id: tokenizer.eos(),
+        eos_token_id: tokenizer.eos().map(TokenIds::One),
     }
 }
 

@@ -86,7 +86,7 @@ impl Failure {
             Self::Recipe(_) | Self::NotARun { .. } | Self::Usage(_) => true,
             Self::Train(error) => error.is_input(),
             Self::Hub(error) => error.is_input(),
-            Self::Edge(_) => true,
+            Self::Edge(error) => error.is_input(),
             Self::Export(_) | Self::Eval(_) | Self::Io { .. } | Self::Parity { .. } => false,
         };
         if is_input { 2 } else { 1 }

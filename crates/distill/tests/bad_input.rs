@@ -20,10 +20,26 @@ fn failure(directory: &Path, args: &[&str]) -> String {
     let output = distill(directory, args);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(!stderr.contains("panicked"), "{stderr}");
-    let directory = directory.display().to_string();
     let stderr: Vec<&str> = stderr.lines().filter(|line| !line.starts_with("run ")).collect();
     let code = output.status.code().expect("no signal");
-    format!("exit code {code}\n{}", stderr.join("\n").replace(&directory, "<dir>"))
+    format!("exit code {code}\n{}", settled(&stderr.join("\n"), directory))
+}
+
+/// The message with names in place of the directory and of the times in run names.
+fn settled(message: &str, directory: &Path) -> String {
+    const TIME: &[u8] = b"dddd-dd-ddTdd-dd-dd";
+    let message = message.replace(&directory.display().to_string(), "<dir>");
+    let is_time = |word: &[u8]| {
+        word.iter().zip(TIME).all(|(c, form)| match form {
+            b'd' => c.is_ascii_digit(),
+            form => c == form,
+        })
+    };
+    let times: Vec<&[u8]> =
+        message.as_bytes().windows(TIME.len()).filter(|word| is_time(word)).collect();
+    times.into_iter().fold(message.clone(), |message, time| {
+        message.replace(std::str::from_utf8(time).expect("digits"), "<time>")
+    })
 }
 
 const RECIPE: &str = r#"
@@ -85,6 +101,8 @@ fn the_recipe_itself() {
     insta::assert_snapshot!("missing_recipe", failure(dir.path(), &["check", "nowhere.toml"]));
     let args = ["check", "recipe.toml", "--set", "train.lerning_rate=1"];
     insta::assert_snapshot!("unknown_override", failure(dir.path(), &args));
+    let args = ["check", "recipe.toml", "--set", "backend=\"cuda\""];
+    insta::assert_snapshot!("backend_not_built_in", failure(dir.path(), &args));
 }
 
 #[test]
@@ -123,29 +141,45 @@ fn models() {
     let toml = recipe_with("text.txt", "other.txt")
         .replace("[data]", &format!("[teacher.local]\nfrom = {:?}\n[data]", checkpoint));
     write(dir.path(), "bad.toml", &toml);
-    let message = failure(dir.path(), &["run", "bad.toml"]);
-    assert!(message.starts_with("exit code 2"), "{message}");
-    assert!(message.contains("the teacher's tokenizer is not the student's"), "{message}");
+    insta::assert_snapshot!("other_tokenizer", failure(dir.path(), &["run", "bad.toml"]));
 
     // A tensor of another shape.
     let config = checkpoint.join("config.json");
     let json = std::fs::read_to_string(&config).expect("config");
-    std::fs::write(&config, json.replace("\"intermediate_size\": 32", "\"intermediate_size\": 64"))
-        .expect("write");
-    let message = with_teacher(&checkpoint.display().to_string());
-    assert!(message.contains("has shape [32, 32], the configuration implies ["), "{message}");
-    std::fs::write(&config, json).expect("write");
+    let teacher = checkpoint.display().to_string();
+    let sized = |key: &str, size: u64| {
+        let was = format!("\"{key}\": 32");
+        assert!(json.contains(&was), "{json}");
+        std::fs::write(&config, json.replace(&was, &format!("\"{key}\": {size}"))).expect("write");
+        with_teacher(&teacher)
+    };
+    insta::assert_snapshot!("wrong_shape", sized("intermediate_size", 64));
+    insta::assert_snapshot!("absurd_size", sized("hidden_size", 1 << 40));
+    std::fs::write(&config, &json).expect("write");
 
     // A checkpoint cut short.
     let weights = checkpoint.join("model.safetensors");
     let bytes = std::fs::read(&weights).expect("weights");
     std::fs::write(&weights, &bytes[..bytes.len() / 2]).expect("write");
-    let message = with_teacher(&checkpoint.display().to_string());
-    assert!(
-        message.starts_with("exit code 2") && message.contains("model.safetensors"),
-        "{message}"
-    );
-    assert!(message.contains("not a whole safetensors file"), "{message}");
+    insta::assert_snapshot!("cut_checkpoint", with_teacher(&teacher));
+    let mut absurd = bytes.clone();
+    absurd[..8].copy_from_slice(&(u64::MAX / 2).to_le_bytes());
+    std::fs::write(&weights, &absurd).expect("write");
+    insta::assert_snapshot!("absurd_header", with_teacher(&teacher));
+}
+
+/// Bytes 8..16 of a GGUF file count its tensors, 16..24 its metadata.
+#[test]
+fn absurd_counts_in_a_model_file_are_refused() {
+    let dir = workspace();
+    let whole = std::fs::read(trained(dir.path()).join("export/model.gguf")).expect("export");
+    for (name, at) in [("absurd_tensor_count", 8), ("absurd_metadata_count", 16)] {
+        let mut bytes = whole.clone();
+        bytes[at..at + 8].copy_from_slice(&(u64::MAX / 64).to_le_bytes());
+        std::fs::write(dir.path().join("absurd.gguf"), bytes).expect("write");
+        let args = ["generate", "absurd.gguf", "--prompt", "a"];
+        insta::assert_snapshot!(name, failure(dir.path(), &args));
+    }
 }
 
 #[test]
@@ -182,9 +216,7 @@ fn a_loss_that_is_no_number_stops_before_the_weights_are_touched() {
         .replace(config, &format!("from = {checkpoint:?}"))
         .replace("train_tokenizer = 300", "");
     write(dir.path(), "bad.toml", &toml);
-    let message = failure(dir.path(), &["run", "bad.toml"]);
-    assert!(message.starts_with("exit code 1"), "{message}");
-    assert!(message.contains("a lower `train.learning_rate`"), "{message}");
+    insta::assert_snapshot!("nan_loss", failure(dir.path(), &["run", "bad.toml"]));
 }
 
 #[test]
@@ -192,9 +224,7 @@ fn an_unwritable_run_directory_is_named() {
     let dir = workspace();
     write(dir.path(), "occupied", "a file where a directory should be");
     let args = ["run", "recipe.toml", "--set", "output=\"occupied\""];
-    let message = failure(dir.path(), &args);
-    assert!(message.starts_with("exit code 1"), "{message}");
-    assert!(message.contains("creating the run directory occupied"), "{message}");
+    insta::assert_snapshot!("unwritable_run_directory", failure(dir.path(), &args));
 }
 
 /// `/dev/full` takes no byte.
@@ -207,8 +237,7 @@ fn metrics_that_cannot_be_written_leave_finished_checkpoints_alone() {
     std::fs::remove_file(&metrics).expect("remove");
     std::os::unix::fs::symlink("/dev/full", &metrics).expect("link");
     let message = failure(dir.path(), &["run", "recipe.toml", "--resume"]);
-    assert!(message.starts_with("exit code 1"), "{message}");
-    assert!(message.contains("metrics.jsonl"), "{message}");
+    insta::assert_snapshot!("metrics_not_writable", message);
     let after = std::fs::read(run.join("step-2/model.safetensors")).expect("checkpoint");
     assert_eq!(before, after);
 }
@@ -225,10 +254,10 @@ fn a_checkpoint_that_does_not_fit_is_an_error_and_leaves_nothing_half_written() 
         .args(["-c", &script])
         .output()
         .expect("bash starts");
-    let message = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{message}");
-    assert!(!message.contains("panicked"), "{message}");
-    assert!(message.contains("error: writing checkpoints/bad/"), "{message}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let error = stderr.lines().find(|line| line.starts_with("error")).expect("an error");
+    insta::assert_snapshot!("file_size_limit", settled(error, dir.path()));
     let runs = std::fs::read_dir(dir.path().join("checkpoints/bad")).expect("runs");
     let run = runs.flatten().next().expect("one run").path();
     let left = std::fs::read_dir(&run).expect("the run").flatten();
@@ -243,9 +272,7 @@ fn resuming_with_another_recipe_is_refused() {
     let dir = workspace();
     trained(dir.path());
     let args = ["run", "recipe.toml", "--resume", "--set", "train.learning_rate=0.5"];
-    let message = failure(dir.path(), &args);
-    assert!(message.starts_with("exit code 2"), "{message}");
-    assert!(message.contains("the recipe has changed"), "{message}");
+    insta::assert_snapshot!("recipe_changed", failure(dir.path(), &args));
 }
 
 #[test]

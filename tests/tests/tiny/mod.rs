@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::Device;
-use distill_models::{LlamaConfig, LlamaForCausalLM, RopeScaling, parameters};
+use distill_models::{LlamaConfig, LlamaForCausalLM, RopeScaling, TokenIds, parameters};
 
 pub type Weights = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
@@ -24,7 +24,7 @@ pub fn tiny_config() -> LlamaConfig {
         max_position_embeddings: 512,
         tie_word_embeddings: true,
         bos_token_id: None,
-        eos_token_id: Some(0),
+        eos_token_id: Some(TokenIds::One(0)),
     }
 }
 

@@ -29,10 +29,15 @@ const ROLES: [Role; 4] = [
     Role { token: "pad_token", id: "pad_token_id", gguf: "tokenizer.ggml.padding_token_id" },
 ];
 
+/// Where GGUF has room for tokens that end a turn besides EOS; runtimes end at any of them.
+const END_KEYS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+
 #[derive(Debug)]
 pub(super) struct SpecialTokens {
     /// In the order of [`ROLES`].
     ids: [Option<u32>; 4],
+    /// Further tokens at which generation ends.
+    ends: Vec<u32>,
     add_bos: bool,
     add_eos: bool,
 }
@@ -55,19 +60,25 @@ impl SpecialTokens {
                 }
             }
         }
+        let used = |id: &u32| tokens.get(*id as usize).copied().flatten().is_some();
         for (role, id) in ROLES.iter().zip(&mut ids) {
             // Generation may end at one of several tokens; the first is the end of text.
             let value = &config.json[role.id];
             let value = value.as_u64().or_else(|| value.get(0)?.as_u64());
             let known = value.and_then(|id| u32::try_from(id).ok());
-            *id = id.or(known.filter(|&id| tokens.get(id as usize).copied().flatten().is_some()));
+            *id = id.or(known.filter(used));
         }
+        let ends = config.json["eos_token_id"].as_array().into_iter().flatten();
+        let ends = ends
+            .filter_map(|id| u32::try_from(id.as_u64()?).ok())
+            .filter(|id| used(id) && Some(*id) != ids[1])
+            .collect();
         let around = surrounding(&tokenizer["post_processor"]);
         let token = |id: Option<u32>| id.and_then(|id| tokens[id as usize]);
         let is = |found: Option<&str>, id: Option<u32>| found.is_some() && found == token(id);
         let add_bos = is(around.first, ids[0]);
         let add_eos = is(around.last, ids[1]);
-        Ok(Self { ids, add_bos, add_eos })
+        Ok(Self { ids, ends, add_bos, add_eos })
     }
 
     pub fn describe(&self, writer: &mut GgufWriter<'_>) {
@@ -75,6 +86,9 @@ impl SpecialTokens {
             if let Some(id) = id {
                 writer.set(role.gguf, id);
             }
+        }
+        for (key, &id) in END_KEYS.into_iter().zip(&self.ends) {
+            writer.set(key, id);
         }
         writer.set("tokenizer.ggml.add_bos_token", self.add_bos);
         writer.set("tokenizer.ggml.add_eos_token", self.add_eos);

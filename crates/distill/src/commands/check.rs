@@ -1,6 +1,7 @@
 //! `distill check` and `distill schema`.
 
 use distill_recipe::Recipe;
+use distill_train::{TrainError, prepare};
 
 use crate::cli;
 use crate::failure::Failure;
@@ -10,6 +11,7 @@ use crate::run_directory;
 /// Prints the recipe with every default, or points at what is wrong.
 pub fn check(args: &cli::Recipe) -> Result<(), Failure> {
     let (_, recipe) = Recipe::from_path(&args.recipe, &args.set)?;
+    prepare::device(recipe.backend).map_err(TrainError::from)?;
     put!("{}", run_directory::resolved(&recipe)?)
 }
 

@@ -5,10 +5,20 @@ use std::path::{Path, PathBuf};
 use distill_export::{Activations, FloatType, GgufOptions, Grid};
 use distill_recipe::{ActivationGrid, Recipe, WeightGrid};
 use distill_train::checkpoint;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::output::put_line;
 use crate::{cli, run_directory};
+
+/// Says which checkpoint an export was made from.
+const SOURCE: &str = "export/source.json";
+
+#[derive(Serialize, Deserialize)]
+struct Source {
+    /// The checkpoint's directory in the run, e.g. `step-50`.
+    checkpoint: String,
+}
 
 /// What an export wrote.
 #[derive(Clone, Debug, Default)]
@@ -38,10 +48,28 @@ pub fn newest(run: &Path) -> Result<PathBuf, Failure> {
     })
 }
 
+/// The checkpoint that `export/` was made from, which must still be there.
+pub fn source(run: &Path) -> Result<PathBuf, Failure> {
+    let again = "export the run again with `distill export`";
+    let not = |path: PathBuf, problem: String| Failure::NotARun { path, problem };
+    let path = run.join(SOURCE);
+    let text = std::fs::read_to_string(&path)
+        .map_err(|error| not(path.clone(), format!("{error}; {again}")))?;
+    let source: Source = serde_json::from_str(&text)
+        .map_err(|error| not(path.clone(), format!("{error}; {again}")))?;
+    let checkpoint = run.join(&source.checkpoint);
+    match checkpoint.is_dir() {
+        true => Ok(checkpoint),
+        false => Err(not(checkpoint, format!("is gone, and `export/` was made from it; {again}"))),
+    }
+}
+
 /// Writes what the recipe asks for, from the masters of a checkpoint.
 pub fn export(recipe: &Recipe, run: &Path, checkpoint: &Path) -> Result<Exported, Failure> {
     let directory = run.join("export");
     std::fs::create_dir_all(&directory).map_err(Failure::io("creating", &directory))?;
+    let name = checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    run_directory::write_json(&run.join(SOURCE), &Source { checkpoint: name })?;
     let mut exported = Exported::default();
     if recipe.export.gguf {
         let path = directory.join("model.gguf");

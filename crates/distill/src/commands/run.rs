@@ -1,6 +1,7 @@
 //! `distill run`: prepare, train, export, verify, report. Each step leaves files behind that
 //! the next one reads, so a run that was cut short goes on with `--resume`.
 
+use distill_models::LoadReport;
 use distill_recipe::Recipe;
 use distill_train::{Trainer, prepare};
 
@@ -33,11 +34,16 @@ pub fn run(args: &cli::Run) -> Result<(), Failure> {
         prepared.dataset.held_out.len()
     );
     if let Some(report) = &prepared.teacher_report {
-        let types: Vec<String> = report.types.iter().map(|(ty, n)| format!("{n} × {ty}")).collect();
-        eprintln!("teacher {} ({})", report.path.display(), types.join(", "));
+        loaded("teacher", report);
     }
 
-    let first = || prepared.first_student(&recipe, &paths, &device);
+    let first = || {
+        let (student, report) = prepared.first_student(&recipe, &paths, &device)?;
+        if let Some(report) = &report {
+            loaded("student", report);
+        }
+        Ok(student)
+    };
     let trainer = Trainer::open(&recipe, &prepared, first, run.clone(), device.clone())?;
     let checkpoint = trainer.run(&mut TrainingBar::new(recipe.train.steps))?;
 
@@ -57,4 +63,14 @@ pub fn run(args: &cli::Run) -> Result<(), Failure> {
         Some(parity) if !parity.passed => Err(verify::failure(&run, &parity)),
         _ => Ok(()),
     }
+}
+
+/// Says what a model was read from. Missing and unexpected tensors are errors before this.
+fn loaded(role: &str, report: &LoadReport) {
+    let types: Vec<String> = report.types.iter().map(|(ty, n)| format!("{n} × {ty}")).collect();
+    let ignored = match report.ignored.as_slice() {
+        [] => String::new(),
+        names => format!("; not needed: {}", names.join(", ")),
+    };
+    eprintln!("{role} {} ({}{ignored})", report.path.display(), types.join(", "));
 }

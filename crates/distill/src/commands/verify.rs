@@ -21,10 +21,13 @@ const PROMPT_TOKENS: usize = 16;
 /// Tokens of its continuation.
 const GREEDY_TOKENS: usize = 48;
 
+/// Positions below which a parity check says little.
+const PROOF: usize = 4096;
+
 /// The verb.
 pub fn command(args: &cli::RunDirectory) -> Result<(), Failure> {
     let recipe = run_directory::recipe(&args.run)?;
-    let checkpoint = super::export::newest(&args.run)?;
+    let checkpoint = super::export::source(&args.run)?;
     let paths = hub::local_paths(&recipe)?;
     let tokenizer = prepare::read_tokenizer(&checkpoint)?;
     let dataset = prepare::dataset(&recipe, &paths, &tokenizer, &mut |_| {})?;
@@ -56,11 +59,16 @@ pub fn verify(
     let texts = texts(dataset, recipe.export.parity_positions);
     let prompts: Vec<Vec<u32>> = texts
         .iter()
-        .filter(|text| text.len() > PROMPT_TOKENS)
         .take(GREEDY_PROMPTS)
-        .map(|text| text[..PROMPT_TOKENS].to_vec())
+        .map(|text| text[..PROMPT_TOKENS.min(text.len())].to_vec())
         .collect();
     let total = texts.iter().map(Vec::len).sum::<usize>();
+    if total < PROOF {
+        eprintln!(
+            "warning: parity is judged on {total} positions, and fewer than {PROOF} prove little; \
+             hold out more text (`data.held_out`) or raise `export.parity_positions`"
+        );
+    }
     let bar = spinner("holding the runtime against the training graph");
     let input = ParityInput {
         masters: &masters,

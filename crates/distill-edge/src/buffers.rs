@@ -1,109 +1,151 @@
 //! Every buffer of a session with its shape, allocated when the session is created and never after.
 //!
-//! T stands for [`TILE`], the tokens computed together; a thread's rows are those of its
-//! [`Share`]. Each thread keeps its own copy of the residual stream, and the threads meet only in
-//! the [`Exchange`] buffers: so that no memory is written by two of them, and norms and
-//! quantisation need no barrier.
-
-use std::sync::RwLock;
+//! T stands for [`TILE`], the tokens computed together.
 
 use crate::config::Config;
-use crate::kernels::BLOCK;
-use crate::plan::Share;
+use crate::kernels::packed::ROWS;
+use crate::kernels::{BLOCK, CHUNK, Codes, Total};
+use crate::shared::Shared;
 
-/// Tokens computed together in prefill: a weight row is read once for all of them.
-pub(crate) const TILE: usize = 32;
+/// Tokens computed together in prefill: a weight is read from memory once for all of them.
+pub(crate) const TILE: usize = 128;
 /// Tokens whose logits are computed together; a row of logits is long.
-pub(crate) const HEAD_TILE: usize = 8;
-/// Weight rows dequantised together in the float path.
-pub(crate) const PANEL: usize = 8;
+pub(crate) const HEAD_TILE: usize = 16;
+/// Groups of weight rows computed together, before their results are used.
+pub(crate) const PANEL: usize = 4;
+/// Tokens whose queries attend together.
+pub(crate) const QUERY_TILE: usize = 16;
 
-/// What one thread alone uses.
+/// The input of linear layers.
 #[derive(Debug)]
-pub(crate) struct Scratch {
-    /// Residual stream, [T, hidden].
-    pub residual: Vec<f32>,
-    /// Input of the current linear layers, [T, max(hidden, heads · head_dim, feed_forward)].
-    pub input: Vec<f32>,
-    /// The same as Q8_0 codes, and scales a block; empty in the float path.
-    pub codes: Vec<i8>,
-    pub scales: Vec<f32>,
-    /// Dequantised weight rows, [PANEL, longest row].
-    pub panel: Vec<f32>,
-    /// New keys and values of this thread's heads, [T, kv_heads · head_dim].
-    pub key_value: Vec<f32>,
-    /// The up projection's rows, [T, feed_forward_rows].
-    pub up: Vec<f32>,
-    /// RoPE of each token of the tile: cos and sin, [T, head_dim / 2, 2].
-    pub rotation: Vec<[f32; 2]>,
-    /// One query, [head_dim].
-    pub query: Vec<f32>,
-    /// Attention scores of one query, [context].
-    pub scores: Vec<f32>,
+pub(crate) struct Inputs {
+    /// `[tokens, columns]`.
+    pub values: Shared<f32>,
+    /// The same as [`Codes`]; empty in the float path.
+    pub codes: Shared<i8>,
+    pub scales: Shared<f32>,
+    pub offsets: Shared<i32>,
 }
 
-impl Scratch {
-    pub fn new(config: &Config, share: &Share, context: usize, integer: bool) -> Self {
-        let query_rows = config.heads * config.head_dim;
-        let longest = config.hidden_size.max(query_rows).max(config.feed_forward);
-        let codes = if integer { TILE * longest } else { 0 };
+impl Inputs {
+    pub fn new(config: &Config, tokens: usize, integer: bool) -> Self {
+        let queries = config.heads * config.head_dim;
+        let elements = tokens * config.hidden_size.max(queries).max(config.feed_forward);
+        let codes = if integer { elements } else { 0 };
         Self {
-            residual: vec![0.0; TILE * config.hidden_size],
-            input: vec![0.0; TILE * longest],
-            codes: vec![0; codes],
-            scales: vec![0.0; codes / BLOCK],
-            panel: vec![0.0; PANEL * longest],
-            key_value: vec![0.0; TILE * share.kv_heads.len() * config.head_dim],
-            up: vec![0.0; TILE * share.feed_forward_rows.len()],
-            rotation: vec![[1.0, 0.0]; TILE * config.head_dim / 2],
-            query: vec![0.0; config.head_dim],
-            scores: vec![0.0; context],
+            values: Shared::new(vec![0.0; elements]),
+            codes: Shared::new(vec![0; codes]),
+            scales: Shared::new(vec![0.0; codes / BLOCK]),
+            offsets: Shared::new(vec![0; codes / BLOCK]),
+        }
+    }
+
+    /// The codes of all tokens.
+    ///
+    /// # Safety
+    /// As [`Shared::read`].
+    #[allow(unsafe_code)]
+    pub unsafe fn codes(&self, elements: usize) -> Codes<'_> {
+        // SAFETY: the caller's.
+        unsafe {
+            Codes {
+                codes: self.codes.read(0..elements),
+                scales: self.scales.read(0..elements / BLOCK),
+                offsets: self.offsets.read(0..elements / BLOCK),
+            }
         }
     }
 }
 
-/// A result that all threads need, in one stripe a thread: written by its owner before a barrier,
-/// read by everyone after it. The locks are therefore never contended; they are what makes a
-/// missing barrier a wait instead of a data race.
+/// What the threads of a session write for each other.
 #[derive(Debug)]
-pub(crate) struct Exchange {
-    pub stripes: Vec<RwLock<Vec<f32>>>,
+pub(crate) struct Board {
+    /// Residual stream, `[T, hidden]`.
+    pub residual: Shared<f32>,
+    /// RoPE of each token: cos and sin, `[T, head_dim / 2]`.
+    pub rotation: Shared<[f32; 2]>,
+    /// Inputs of a tile of several tokens; for a single one each thread makes its own.
+    pub inputs: Inputs,
+    /// Queries after RoPE, `[T, heads, head_dim]`.
+    pub query: Shared<f32>,
+    /// Results of attention for several tokens, `[T, heads, head_dim]`.
+    pub attention: Shared<f32>,
+    /// Results of attention for a single token, chunk by chunk: `[kv_heads, chunks, heads a kv
+    /// head]`, and `[…, head_dim]`.
+    pub totals: Shared<Total>,
+    pub mixed: Shared<f32>,
+    /// silu(gate) · up, `[T, feed_forward]`.
+    pub feed_forward: Shared<f32>,
+    /// `[HEAD_TILE, vocab]`.
+    pub logits: Shared<f32>,
 }
 
-impl Exchange {
-    fn new(lengths: impl Iterator<Item = usize>) -> Self {
-        Self { stripes: lengths.map(|n| RwLock::new(vec![0.0; n])).collect() }
+impl Board {
+    pub fn new(config: &Config, context: usize, integer: bool) -> Self {
+        let queries = config.heads * config.head_dim;
+        let chunks = context.div_ceil(CHUNK);
+        Self {
+            residual: Shared::new(vec![0.0; TILE * config.hidden_size]),
+            rotation: Shared::new(vec![[1.0, 0.0]; TILE * config.head_dim / 2]),
+            inputs: Inputs::new(config, TILE, integer),
+            query: Shared::new(vec![0.0; TILE * queries]),
+            attention: Shared::new(vec![0.0; TILE * queries]),
+            totals: Shared::new(vec![Total::default(); chunks * config.heads]),
+            mixed: Shared::new(vec![0.0; chunks * queries]),
+            feed_forward: Shared::new(vec![0.0; TILE * config.feed_forward]),
+            logits: Shared::new(vec![0.0; HEAD_TILE * config.vocab_size]),
+        }
     }
 }
 
-/// The exchanges of a session; the stripe of thread w has that thread's rows or tasks.
+/// What one thread alone uses.
 #[derive(Debug)]
-pub(crate) struct Exchanges {
-    /// Queries after RoPE, stripes [T, query_rows].
-    pub query: Exchange,
-    /// Attention results. Task n = head · tokens + token belongs to thread n % threads, where it
-    /// is row n / threads: stripes [ceil(T · heads / threads), head_dim].
-    pub attention: Exchange,
-    /// What a block adds to the residual stream, stripes [T, hidden_rows].
-    pub delta: Exchange,
-    /// silu(gate) · up, stripes [T, feed_forward_rows].
-    pub feed_forward: Exchange,
-    /// Logits, stripes [HEAD_TILE, vocab_rows].
-    pub logits: Exchange,
+pub(crate) struct Scratch {
+    /// Input of linear layers for a single token.
+    pub inputs: Inputs,
+    /// Results of some weight rows, `[T, PANEL · ROWS]`; two, for gate and up.
+    pub panels: [Vec<f32>; 2],
+    /// Dequantised weight rows of one group, `[ROWS, longest row]`.
+    pub weights: Vec<f32>,
+    pub attention: AttentionScratch,
 }
 
-impl Exchanges {
-    pub fn new(config: &Config, shares: &[Share]) -> Self {
-        let tasks = (TILE * config.heads).div_ceil(shares.len());
-        let stripes = |rows: fn(&Share) -> usize, tokens: usize| {
-            Exchange::new(shares.iter().map(move |share| tokens * rows(share)))
-        };
+/// For the queries of one kv head and [`QUERY_TILE`] tokens, Q in all.
+#[derive(Debug)]
+pub(crate) struct AttentionScratch {
+    /// `[Q, head_dim]`.
+    pub queries: Vec<f32>,
+    /// `[Q]`.
+    pub seen: Vec<u32>,
+    /// `[Q, CHUNK]`.
+    pub weights: Vec<f32>,
+    /// Of one chunk: `[Q]`, `[Q, head_dim]`.
+    pub totals: Vec<Total>,
+    pub mixed: Vec<f32>,
+    /// Of all chunks so far: `[Q]`, `[Q, head_dim]`.
+    pub all_totals: Vec<Total>,
+    pub all_mixed: Vec<f32>,
+}
+
+impl Scratch {
+    pub fn new(config: &Config, integer: bool) -> Self {
+        let longest =
+            config.hidden_size.max(config.heads * config.head_dim).max(config.feed_forward);
+        let queries = QUERY_TILE * config.heads / config.kv_heads;
+        let elements = queries * config.head_dim;
         Self {
-            query: stripes(|s| s.query_rows.len(), TILE),
-            attention: Exchange::new(shares.iter().map(|_| tasks * config.head_dim)),
-            delta: stripes(|s| s.hidden_rows.len(), TILE),
-            feed_forward: stripes(|s| s.feed_forward_rows.len(), TILE),
-            logits: stripes(|s| s.vocab_rows.len(), HEAD_TILE),
+            inputs: Inputs::new(config, 1, integer),
+            panels: [(); 2].map(|()| vec![0.0; TILE * PANEL * ROWS]),
+            weights: vec![0.0; ROWS * longest],
+            attention: AttentionScratch {
+                queries: vec![0.0; elements],
+                seen: vec![0; queries],
+                weights: vec![0.0; queries * CHUNK],
+                totals: vec![Total::default(); queries],
+                mixed: vec![0.0; elements],
+                all_totals: vec![Total::default(); queries],
+                all_mixed: vec![0.0; elements],
+            },
         }
     }
 }

@@ -1,10 +1,18 @@
-//! The key-value cache: one stripe a thread, with the heads of its share.
+//! The key-value cache.
+//!
+//! ```text
+//! keys    [layers, kv_heads, context / 16, head_dim, 16 positions]
+//! values  [layers, kv_heads, context, head_dim]
+//! ```
+//! Sixteen positions of a key element lie side by side, so that scores are computed with one
+//! position a lane and no sum across lanes.
 
 use std::ops::Range;
 
 use crate::EdgeError;
 use crate::config::Config;
-use crate::kernels::Kernels;
+use crate::kernels::{CHUNK, Cached, Kernels, POSITIONS, Queries};
+use crate::shared::Shared;
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,21 +33,27 @@ impl KvType {
     }
 }
 
-/// Keys or values, [layers, heads, context, head_dim].
+/// Keys and values in one type.
 #[derive(Debug)]
-pub(crate) enum Store {
-    F32(Vec<f32>),
-    F16(Vec<u16>),
+struct Store<T> {
+    keys: Shared<T>,
+    values: Shared<T>,
 }
 
-/// The cache of some heads.
 #[derive(Debug)]
-pub(crate) struct Stripe {
-    keys: Store,
-    values: Store,
-    heads: usize,
-    context: usize,
+enum Stores {
+    F32(Store<f32>),
+    F16(Store<u16>),
+}
+
+/// The cache of a session.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    stores: Stores,
+    kv_heads: usize,
     head_dim: usize,
+    /// Positions of a head, a multiple of [`POSITIONS`].
+    capacity: usize,
 }
 
 /// Which of the two stores.
@@ -49,85 +63,132 @@ pub(crate) enum Part {
     Value,
 }
 
-impl Stripe {
-    /// A stripe for `heads` heads; untouched memory stays unmapped until positions are written.
+impl Cache {
+    /// A cache for `context` positions; untouched memory stays unmapped until they are written.
     ///
     /// # Errors
     /// If the memory cannot be reserved.
-    pub fn new(
-        config: &Config,
-        heads: usize,
-        context: usize,
-        kv: KvType,
-    ) -> Result<Self, EdgeError> {
-        let elements = [config.layers, heads, context, config.head_dim]
+    pub fn new(config: &Config, context: usize, kv: KvType) -> Result<Self, EdgeError> {
+        let too_large = |bytes| EdgeError::Memory { context, bytes };
+        let capacity = context.checked_next_multiple_of(POSITIONS).ok_or(too_large(usize::MAX))?;
+        let elements = [config.layers, config.kv_heads, capacity, config.head_dim]
             .into_iter()
             .try_fold(1_usize, |product, n| product.checked_mul(n))
-            .filter(|&n| {
-                n.checked_mul(kv.bytes()).is_some_and(|bytes| bytes <= isize::MAX as usize)
-            })
-            .ok_or(EdgeError::Memory { context, bytes: usize::MAX })?;
-        let store = || -> Result<Store, EdgeError> {
-            // Reserving first turns "out of memory" into an error; the zeroed allocation that
-            // follows, unlike filling the reserved one, leaves its pages untouched.
-            let bytes = elements * kv.bytes();
-            let refused = |_| EdgeError::Memory { context, bytes };
-            Vec::<u8>::new().try_reserve_exact(bytes).map_err(refused)?;
-            Ok(match kv {
-                KvType::F32 => Store::F32(vec![0.0; elements]),
-                KvType::F16 => Store::F16(vec![0; elements]),
-            })
+            .filter(|&n| n.checked_mul(kv.bytes()).is_some_and(|n| n <= isize::MAX as usize))
+            .ok_or(too_large(usize::MAX))?;
+        // Reserving first turns "out of memory" into an error; the zeroed allocation that
+        // follows, unlike filling the reserved one, leaves its pages untouched.
+        let bytes = elements * kv.bytes();
+        Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| too_large(bytes))?;
+        let stores = match kv {
+            KvType::F32 => Stores::F32(Store {
+                keys: Shared::new(vec![0.0; elements]),
+                values: Shared::new(vec![0.0; elements]),
+            }),
+            KvType::F16 => Stores::F16(Store {
+                keys: Shared::new(vec![0; elements]),
+                values: Shared::new(vec![0; elements]),
+            }),
         };
-        Ok(Self { keys: store()?, values: store()?, heads, context, head_dim: config.head_dim })
+        Ok(Self { stores, kv_heads: config.kv_heads, head_dim: config.head_dim, capacity })
     }
 
-    /// The elements of `positions` of one head.
-    fn range(&self, layer: usize, head: usize, positions: Range<usize>) -> Range<usize> {
-        let base = (layer * self.heads + head) * self.context;
-        (base + positions.start) * self.head_dim..(base + positions.end) * self.head_dim
+    /// Where a head of a layer begins.
+    fn base(&self, layer: usize, head: usize) -> usize {
+        (layer * self.kv_heads + head) * self.capacity * self.head_dim
     }
 
-    /// Stores one position of one head: `from` [head_dim].
-    pub fn write(
-        &mut self,
+    /// Stores some rows of a layer's keys or values at one position. `from` holds the rows
+    /// `first..` of `[kv_heads · head_dim]`.
+    ///
+    /// # Safety
+    /// No thread may read this position or write these rows of it at the time. (Threads that
+    /// write other rows do not touch the same elements.)
+    #[allow(unsafe_code)]
+    pub unsafe fn write(
+        &self,
         part: Part,
         layer: usize,
-        head: usize,
         position: usize,
+        first: usize,
         from: &[f32],
         kernels: &Kernels,
     ) {
-        let range = self.range(layer, head, position..position + 1);
-        let store = match part {
-            Part::Key => &mut self.keys,
-            Part::Value => &mut self.values,
-        };
-        match store {
-            Store::F32(to) => to[range].copy_from_slice(from),
-            Store::F16(to) => (kernels.to_f16)(from, &mut to[range]),
+        let mut row = first;
+        let mut from = from;
+        while !from.is_empty() {
+            let (head, d) = (row / self.head_dim, row % self.head_dim);
+            let count = from.len().min(self.head_dim - d);
+            let (now, later) = from.split_at(count);
+            let base = self.base(layer, head);
+            let range = match part {
+                Part::Value => {
+                    let start = base + position * self.head_dim + d;
+                    start..start + count
+                }
+                Part::Key => {
+                    let block = base + position / POSITIONS * POSITIONS * self.head_dim;
+                    block + d * POSITIONS..block + (d + count) * POSITIONS
+                }
+            };
+            // SAFETY: a value's range is this position's rows; a key's is these rows of its block,
+            // all positions. Both belong to the caller's rows alone.
+            unsafe {
+                match (&self.stores, part) {
+                    (Stores::F32(s), Part::Value) => s.values.write(range).copy_from_slice(now),
+                    (Stores::F16(s), Part::Value) => {
+                        (kernels.to_f16)(now, s.values.write(range));
+                    }
+                    (Stores::F32(s), Part::Key) => {
+                        scatter(now, s.keys.write(range), position, |x| x);
+                    }
+                    (Stores::F16(s), Part::Key) => {
+                        scatter(now, s.keys.write(range), position, distill_quant::f16::from_f32);
+                    }
+                }
+            }
+            row += count;
+            from = later;
         }
     }
 
-    /// Attention of `query` [head_dim] over positions 0..scores.len() of one head.
-    pub fn attend(
+    /// Attention of queries of one kv head over one chunk of `positions`.
+    ///
+    /// # Safety
+    /// No thread may write these positions of the layer at the time.
+    #[allow(unsafe_code)]
+    pub unsafe fn attend(
         &self,
         layer: usize,
         head: usize,
-        query: &[f32],
-        scores: &mut [f32],
-        out: &mut [f32],
+        positions: Range<usize>,
+        queries: Queries<'_>,
         kernels: &Kernels,
     ) {
-        let range = self.range(layer, head, 0..scores.len());
-        let scale = 1.0 / (self.head_dim as f32).sqrt();
-        match (&self.keys, &self.values) {
-            (Store::F32(k), Store::F32(v)) => {
-                (kernels.attend_f32)(query, &k[range.clone()], &v[range], scale, scores, out);
+        debug_assert!(positions.start.is_multiple_of(CHUNK) && positions.len() <= CHUNK);
+        let base = self.base(layer, head);
+        let at = |position: usize| base + position * self.head_dim;
+        let values = at(positions.start)..at(positions.end);
+        let keys = at(positions.start)..at(positions.end.next_multiple_of(POSITIONS));
+        // SAFETY: the caller's.
+        unsafe {
+            match &self.stores {
+                Stores::F32(s) => (kernels.attend_f32)(
+                    queries,
+                    Cached { keys: s.keys.read(keys), values: s.values.read(values) },
+                ),
+                Stores::F16(s) => (kernels.attend_f16)(
+                    queries,
+                    Cached { keys: s.keys.read(keys), values: s.values.read(values) },
+                ),
             }
-            (Store::F16(k), Store::F16(v)) => {
-                (kernels.attend_f16)(query, &k[range.clone()], &v[range], scale, scores, out);
-            }
-            _ => unreachable!("both stores are made of one type"),
         }
+    }
+}
+
+/// Writes one position's elements into the lanes of their block.
+fn scatter<T>(from: &[f32], block: &mut [T], position: usize, convert: impl Fn(f32) -> T) {
+    for (lanes, &value) in block.chunks_exact_mut(POSITIONS).zip(from) {
+        lanes[position % POSITIONS] = convert(value);
     }
 }

@@ -153,6 +153,14 @@ pub enum EdgeError {
         /// Bytes of the cache; `usize::MAX` stands for more than can be counted.
         bytes: usize,
     },
+    /// Not enough memory for the weights.
+    #[error("{}: the packed weights need {bytes} bytes, which the system does not give. Free some memory or run a smaller model", file.display())]
+    WeightMemory {
+        /// The model file.
+        file: PathBuf,
+        /// Bytes of the packed weights.
+        bytes: usize,
+    },
     /// The system gave no thread.
     #[error("cannot start thread {index} of {threads}: {source}")]
     Thread {
@@ -168,6 +176,6 @@ pub enum EdgeError {
 impl EdgeError {
     /// Whether the cause lies in what the runtime was given, rather than in the machine.
     pub fn is_input(&self) -> bool {
-        !matches!(self, Self::Thread { .. } | Self::Memory { .. })
+        !matches!(self, Self::Thread { .. } | Self::Memory { .. } | Self::WeightMemory { .. })
     }
 }

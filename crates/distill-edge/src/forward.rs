@@ -1,42 +1,46 @@
 //! The forward pass of one thread. Every thread of a session runs [`Worker::run`] with the same job;
-//! five barriers a layer hand the exchanged buffers from their writers to their readers.
+//! barriers hand what stands on the [`Board`] from its writers to its readers.
 //!
 //! ```text
-//! residual = embedding[token]                                         each thread, all of it
+//! residual = embedding[token]                                  its tokens          — barrier
 //! for each layer:
-//!   input = quantise(rms_norm(residual))                              each thread, all of it
-//!   query, key, value rows; RoPE; key and value into the cache        its rows      — barrier
-//!   softmax(query · keysᵀ) · values                                   its tasks     — barrier
-//!   delta = attention_output(quantise(attention))                     its rows      — barrier
-//!   residual += delta;  input = quantise(rms_norm(residual))          each thread, all of it
-//!   feed_forward = silu(gate(input)) · up(input)                      its rows      — barrier
-//!   delta = down(quantise(feed_forward))                              its rows      — barrier
-//!   residual += delta                                                 each thread, all of it
-//! logits = head(quantise(rms_norm(residual)))                         its rows      — barrier
+//!   input = quantise(rms_norm(residual))                       *
+//!   query, key, value rows; RoPE; keys and values to the cache its rows            — barrier
+//!   softmax(query · keysᵀ) · values                            its heads and chunks — barrier
+//!   input = quantise(attention)                                *
+//!   residual += attention_output(input)                        its rows            — barrier
+//!   input = quantise(rms_norm(residual))                       *
+//!   feed_forward = silu(gate(input)) · up(input)               its rows            — barrier
+//!   input = quantise(feed_forward)                             *
+//!   residual += down(input)                                    its rows            — barrier
+//! logits = head(quantise(rms_norm(residual)))                  its rows            — barrier
 //! ```
+//! *: for a single token each thread makes the whole input itself, which costs less than a
+//! barrier; of several tokens each thread makes its share, and a barrier follows.
+
+#![allow(unsafe_code)]
 
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::buffers::{Exchange, Exchanges, PANEL, Scratch};
-use crate::cache::{Part, Stripe};
-use crate::kernels::{BLOCK, Codes};
+use crate::buffers::{AttentionScratch, Board, PANEL, QUERY_TILE, Scratch, TILE};
+use crate::cache::{Cache, Part};
+use crate::kernels::packed::{Grid, ROWS};
+use crate::kernels::{BLOCK, CHUNK, Queries, Total, merge};
 use crate::model::{Activations, Inner};
-use crate::plan::Share;
+use crate::plan::{share, within};
 use crate::rope;
 use crate::team::Team;
 use crate::trace::{LinearInput, QuantizedInput, Trace};
-use crate::weights::{Matrix, WeightType};
+use crate::weights::{Layer, Matrix, Storage};
 
 /// What the threads of a session share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub model: Arc<Inner>,
     pub team: Team,
-    pub shares: Vec<Share>,
-    pub exchanges: Exchanges,
-    /// One stripe a thread.
-    pub cache: Vec<RwLock<Stripe>>,
+    pub board: Board,
+    pub cache: Cache,
     /// See [`rope::frequencies`].
     pub frequencies: Vec<f64>,
     /// What to do next.
@@ -46,8 +50,8 @@ pub(crate) struct Shared {
 /// One run of all threads.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Job {
-    /// Tokens to run through the layers, at most [`TILE`](crate::buffers::TILE), from `position`.
-    /// They stay in the residual buffers for later jobs with a head only.
+    /// Tokens to run through the layers, at most [`TILE`], from `position`. They stay in the
+    /// residual buffer for later jobs with a head only.
     pub tokens: Vec<u32>,
     pub position: usize,
     /// Tokens of the last run layers whose logits to compute, at most
@@ -78,332 +82,506 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Runs the current job; returns when all threads have done their part. Every thread has all of
-    /// every quantised input, so `trace` is complete on whichever thread it is given.
+    /// Runs the current job; returns when all threads have done their part. Every thread sees all
+    /// of every quantised input, so `trace` is complete on whichever thread it is given.
     pub fn run(&mut self, trace: &mut Trace<'_>) {
         let shared = Arc::clone(&self.shared);
         let job = read(&shared.job);
+        let mut pass = Pass {
+            shared: &shared,
+            model: &shared.model,
+            board: &shared.board,
+            index: self.index,
+            threads: shared.team.size(),
+            scratch: &mut self.scratch,
+            position: job.position,
+            tokens: job.tokens.len(),
+            trace,
+        };
         if !job.tokens.is_empty() {
             self.position = job.position;
-            self.run_layers(&shared, &job.tokens, trace);
+            pass.embed(&job.tokens);
+            for (l, layer) in shared.model.weights.layers.iter().enumerate() {
+                pass.project_attention(l, layer);
+                pass.attend(l);
+                pass.add_attention(l, layer);
+                pass.feed_forward(l, layer);
+                pass.add_feed_forward(l, layer);
+            }
         }
         if !job.head.is_empty() {
-            self.run_head(&shared, job.head.clone(), trace);
+            pass.position = self.position;
+            pass.head(job.head.clone());
         }
     }
+}
 
-    fn run_layers(&mut self, shared: &Shared, tokens: &[u32], trace: &mut Trace<'_>) {
-        let model = &*shared.model;
-        let hidden = model.config.hidden_size;
-        for (t, &token) in tokens.iter().enumerate() {
-            let row = token as usize;
-            let bytes = model.weights.embedding.rows(&model.file, row..row + 1);
-            dequantize(
-                model,
-                model.weights.embedding.ty,
-                bytes,
-                &mut self.scratch.residual[t * hidden..(t + 1) * hidden],
-            );
-            let pairs = shared.frequencies.len();
-            let rotation = &mut self.scratch.rotation[t * pairs..(t + 1) * pairs];
-            rope::rotation_at(self.position + t, &shared.frequencies, rotation);
-        }
-        for (l, layer) in model.weights.layers.iter().enumerate() {
-            self.project_attention(shared, l, tokens.len(), trace);
-            shared.team.barrier();
-            self.attend(shared, l, tokens.len());
-            shared.team.barrier();
-            self.gather_attention(shared, tokens.len());
-            let input = LinearInput::AttentionOutput { layer: l };
-            self.add_rows(shared, &layer.attention_output, tokens.len(), input, trace);
-            self.feed_forward(shared, l, tokens.len(), trace);
-            shared.team.barrier();
-            self.gather(
-                &shared.exchanges.feed_forward,
-                shared,
-                |s| s.feed_forward_rows.clone(),
-                tokens.len(),
-            );
-            let input = LinearInput::Down { layer: l };
-            self.add_rows(shared, &layer.down, tokens.len(), input, trace);
-        }
+/// One job on one thread.
+///
+/// # Safety of the shared slices
+/// A stage writes only this thread's rows, tokens or tasks, which [`share`] makes disjoint, and
+/// reads only what an earlier stage wrote before a barrier. What a stage writes is read by no other
+/// thread before the barrier that ends it. Each `SAFETY` comment below says which rule applies.
+struct Pass<'a, 't> {
+    shared: &'a Shared,
+    model: &'a Inner,
+    board: &'a Board,
+    index: usize,
+    threads: usize,
+    scratch: &'a mut Scratch,
+    /// The position of the first token of the tile.
+    position: usize,
+    /// Tokens of the tile.
+    tokens: usize,
+    trace: &'a mut Trace<'t>,
+}
+
+impl Pass<'_, '_> {
+    fn barrier(&self) {
+        self.shared.team.barrier();
     }
 
-    /// Writes this thread's queries to the exchange, and its keys and values to the cache.
-    fn project_attention(
-        &mut self,
-        shared: &Shared,
-        l: usize,
-        tokens: usize,
-        trace: &mut Trace<'_>,
-    ) {
-        let model = &*shared.model;
-        let layer = &model.weights.layers[l];
-        let share = &shared.shares[self.index];
-        let head_dim = model.config.head_dim;
-        self.normalise(model, &layer.attention_norm, 0..tokens);
+    fn share(&self, n: usize) -> Range<usize> {
+        share(n, self.index, self.threads)
+    }
+
+    /// Puts the embeddings and the rotations of the tile on the board.
+    fn embed(&mut self, tokens: &[u32]) {
+        let (hidden, pairs) = (self.model.config.hidden_size, self.shared.frequencies.len());
+        for t in self.share(tokens.len()) {
+            // SAFETY: this thread's tokens.
+            let (row, rotation) = unsafe {
+                (
+                    self.board.residual.write(t * hidden..(t + 1) * hidden),
+                    self.board.rotation.write(t * pairs..(t + 1) * pairs),
+                )
+            };
+            embedding(self.model, tokens[t] as usize, row);
+            rope::rotation_at(self.position + t, &self.shared.frequencies, rotation);
+        }
+        self.barrier();
+    }
+
+    /// Puts this thread's queries on the board, and its keys and values into the cache.
+    fn project_attention(&mut self, l: usize, layer: &Layer) {
         let input = LinearInput::Attention { layer: l };
-        self.prepare_input(model, self.position, tokens, input, trace);
-
-        let mut query = write(&shared.exchanges.query.stripes[self.index]);
-        let rows = share.query_rows.len();
-        self.scratch.multiply(model, &layer.query, share.query_rows.clone(), tokens, &mut query);
-        if rows > 0 {
-            for (query, rotation) in query
-                .chunks_exact_mut(rows)
-                .zip(self.scratch.rotation.chunks_exact(head_dim / 2))
-                .take(tokens)
-            {
-                rope::rotate(query, share.query_rows.start, head_dim, rotation);
+        self.normalise(input, &layer.attention_norm, 0..self.tokens);
+        let (model, board, tokens) = (self.model, self.board, self.tokens);
+        let config = &model.config;
+        let (head_dim, columns) = (config.head_dim, config.heads * config.head_dim);
+        let pairs = head_dim / 2;
+        let matrices = [&layer.query, &layer.key, &layer.value];
+        let mine = self.share(matrices.iter().map(|m| m.groups()).sum());
+        let mut from = 0;
+        for (kind, matrix) in matrices.into_iter().enumerate() {
+            let groups = within(&mine, from, matrix.groups());
+            from += matrix.groups();
+            for panel in panels(groups) {
+                self.multiply(matrix, panel.clone(), tokens, 0);
+                let rows = matrix.rows_of(&panel);
+                let results = self.scratch.panels[0].chunks_exact_mut(PANEL * ROWS).take(tokens);
+                for (t, result) in results.enumerate() {
+                    let result = &mut result[..rows.len()];
+                    if kind < 2 {
+                        // SAFETY: written before the barrier of `embed`.
+                        let rotation = unsafe { board.rotation.read(t * pairs..(t + 1) * pairs) };
+                        rope::rotate(result, rows.start, head_dim, rotation);
+                    }
+                    // SAFETY: this thread's rows; the last readers of queries and of these
+                    // positions stood before an earlier barrier.
+                    unsafe {
+                        match kind {
+                            0 => board
+                                .query
+                                .write(t * columns + rows.start..t * columns + rows.end)
+                                .copy_from_slice(result),
+                            _ => self.shared.cache.write(
+                                if kind == 1 { Part::Key } else { Part::Value },
+                                l,
+                                self.position + t,
+                                rows.start,
+                                result,
+                                model.kernels,
+                            ),
+                        }
+                    }
+                }
             }
         }
+        self.barrier();
+    }
 
-        let kv_rows = share.kv_heads.start * head_dim..share.kv_heads.end * head_dim;
-        let mut cache = write(&shared.cache[self.index]);
-        for (part, matrix) in [(Part::Key, &layer.key), (Part::Value, &layer.value)] {
-            let mut new = std::mem::take(&mut self.scratch.key_value);
-            self.scratch.multiply(model, matrix, kv_rows.clone(), tokens, &mut new);
-            // [tokens, heads, head_dim]
-            for (n, head) in
-                new.chunks_exact_mut(head_dim).take(tokens * share.kv_heads.len()).enumerate()
-            {
-                let (t, h) = (n / share.kv_heads.len(), n % share.kv_heads.len());
-                if part == Part::Key {
-                    let pairs = head_dim / 2;
-                    rope::rotate(
-                        head,
-                        0,
-                        head_dim,
-                        &self.scratch.rotation[t * pairs..(t + 1) * pairs],
-                    );
-                }
-                cache.write(part, l, h, self.position + t, head, model.kernels);
+    /// Attention of the tile's queries. A single token's tasks are the chunks of each kv head;
+    /// several tokens' are tiles of queries of each kv head, over all chunks.
+    fn attend(&mut self, l: usize) {
+        if self.tokens == 1 {
+            self.attend_chunks(l);
+        } else {
+            let kv_heads = self.model.config.kv_heads;
+            let tiles = self.tokens.div_ceil(QUERY_TILE);
+            for task in (self.index..kv_heads * tiles).step_by(self.threads) {
+                let first = task / kv_heads * QUERY_TILE;
+                let tokens = first..(first + QUERY_TILE).min(self.tokens);
+                self.attend_tile(l, task % kv_heads, tokens);
             }
-            self.scratch.key_value = new;
+        }
+        self.barrier();
+    }
+
+    fn attend_chunks(&mut self, l: usize) {
+        let config = &self.model.config;
+        let (head_dim, heads) = (config.head_dim, config.heads / config.kv_heads);
+        let positions = self.position + 1;
+        let chunks = positions.div_ceil(CHUNK);
+        for task in (self.index..config.kv_heads * chunks).step_by(self.threads) {
+            let (head, chunk) = (task / chunks, task % chunks);
+            let seen = chunk * CHUNK..positions.min((chunk + 1) * CHUNK);
+            let scratch = &mut self.scratch.attention;
+            scratch.seen[..heads].fill(seen.len() as u32);
+            // SAFETY: queries and cache were written before the last barrier; this task's results.
+            unsafe {
+                let first = head * heads * head_dim;
+                let queries = Queries {
+                    queries: self.board.query.read(first..first + heads * head_dim),
+                    seen: &scratch.seen[..heads],
+                    scale: scale(head_dim),
+                    weights: &mut scratch.weights,
+                    totals: self.board.totals.write(task * heads..(task + 1) * heads),
+                    mixed: self
+                        .board
+                        .mixed
+                        .write(task * heads * head_dim..(task + 1) * heads * head_dim),
+                };
+                self.shared.cache.attend(l, head, seen, queries, self.model.kernels);
+            }
         }
     }
 
-    /// Computes this thread's (head, token) tasks; the tile's token t sees positions
-    /// up to its own.
-    fn attend(&mut self, shared: &Shared, l: usize, tokens: usize) {
-        let config = &shared.model.config;
-        let head_dim = config.head_dim;
-        let queries: Vec<_> = shared.exchanges.query.stripes.iter().map(read).collect();
-        let mut out = write(&shared.exchanges.attention.stripes[self.index]);
-        let tasks = (self.index..config.heads * tokens).step_by(shared.team.size());
-        for (task, out) in tasks.zip(out.chunks_exact_mut(head_dim)) {
-            let (head, t) = (task / tokens, task % tokens);
-            // A head's query rows may lie in several stripes.
-            let wanted = head * head_dim..(head + 1) * head_dim;
-            for (share, stripe) in shared.shares.iter().zip(&queries) {
-                let rows = &share.query_rows;
-                let (from, to) = (wanted.start.max(rows.start), wanted.end.min(rows.end));
-                if from < to {
-                    let source = t * rows.len() + from - rows.start;
-                    self.scratch.query[from - wanted.start..to - wanted.start]
-                        .copy_from_slice(&stripe[source..source + to - from]);
-                }
+    fn attend_tile(&mut self, l: usize, head: usize, tokens: Range<usize>) {
+        let config = &self.model.config;
+        let (head_dim, heads) = (config.head_dim, config.heads / config.kv_heads);
+        let (columns, width) = (config.heads * head_dim, heads * head_dim);
+        let AttentionScratch { queries, seen, weights, totals, mixed, all_totals, all_mixed } =
+            &mut self.scratch.attention;
+        for (t, query) in tokens.clone().zip(queries.chunks_exact_mut(width)) {
+            let from = t * columns + head * width;
+            // SAFETY: written before the last barrier.
+            query.copy_from_slice(unsafe { self.board.query.read(from..from + width) });
+        }
+        let end = self.position + tokens.end;
+        for first in (0..end).step_by(CHUNK) {
+            // The tokens before the chunk do not see it.
+            let blind = first.saturating_sub(self.position + tokens.start);
+            let (sees, chunk) = (tokens.start + blind..tokens.end, first..end.min(first + CHUNK));
+            let (skip, count) = (blind * heads, sees.len() * heads);
+            for (t, seen) in sees.zip(seen.chunks_exact_mut(heads)) {
+                seen.fill((self.position + t + 1 - first).min(CHUNK) as u32);
             }
-            let kv_head = head / (config.heads / config.kv_heads);
-            // Every kv head is in exactly one share.
-            let owner =
-                shared.shares.iter().position(|s| s.kv_heads.contains(&kv_head)).unwrap_or(0);
-            let cache = read(&shared.cache[owner]);
-            let local = kv_head - shared.shares[owner].kv_heads.start;
-            let scores = &mut self.scratch.scores[..self.position + t + 1];
-            cache.attend(l, local, &self.scratch.query, scores, out, shared.model.kernels);
+            let queries = Queries {
+                queries: &queries[skip * head_dim..(skip + count) * head_dim],
+                seen: &seen[..count],
+                scale: scale(head_dim),
+                weights,
+                totals: &mut totals[..count],
+                mixed: &mut mixed[..count * head_dim],
+            };
+            // SAFETY: the cache was written before the last barrier.
+            unsafe { self.shared.cache.attend(l, head, chunk, queries, self.model.kernels) };
+            let all =
+                all_totals[skip..].iter_mut().zip(all_mixed.chunks_exact_mut(head_dim).skip(skip));
+            for ((all_total, all), (total, mixed)) in
+                all.zip(totals[..count].iter().zip(mixed.chunks_exact(head_dim)))
+            {
+                add_chunk(first == 0, all_total, all, *total, mixed);
+            }
+        }
+        for (i, t) in tokens.enumerate() {
+            let from = t * columns + head * width;
+            // SAFETY: this task's results; their last readers stood before an earlier barrier.
+            let out = unsafe { self.board.attention.write(from..from + width) };
+            let found = &all_mixed[i * width..(i + 1) * width];
+            out.copy_from_slice(found);
+            for (out, total) in out.chunks_exact_mut(head_dim).zip(&all_totals[i * heads..]) {
+                normalise(out, *total);
+            }
         }
     }
 
-    /// Collects all attention results into the input, [tokens, heads · head_dim].
-    fn gather_attention(&mut self, shared: &Shared, tokens: usize) {
-        let config = &shared.model.config;
-        let (head_dim, threads) = (config.head_dim, shared.team.size());
-        let stripes: Vec<_> = shared.exchanges.attention.stripes.iter().map(read).collect();
+    /// Adds the attention's output to the residual stream.
+    fn add_attention(&mut self, l: usize, layer: &Layer) {
+        let config = &self.model.config;
+        let (head_dim, heads) = (config.head_dim, config.heads / config.kv_heads);
         let columns = config.heads * head_dim;
-        for task in 0..config.heads * tokens {
-            let (head, t) = (task / tokens, task % tokens);
-            let from = task / threads * head_dim;
-            let to = t * columns + head * head_dim;
-            self.scratch.input[to..to + head_dim]
-                .copy_from_slice(&stripes[task % threads][from..from + head_dim]);
-        }
+        let (board, tokens, chunks) =
+            (self.board, self.tokens, (self.position + 1).div_ceil(CHUNK));
+        let input = LinearInput::AttentionOutput { layer: l };
+        self.prepare(input, 0..self.tokens, |t, values| {
+            if tokens > 1 {
+                // SAFETY: written before the last barrier.
+                values.copy_from_slice(unsafe {
+                    board.attention.read(t * columns..(t + 1) * columns)
+                });
+                return;
+            }
+            for (h, out) in values.chunks_exact_mut(head_dim).enumerate() {
+                let mut all = Total::default();
+                for chunk in 0..chunks {
+                    let task = h / heads * chunks + chunk;
+                    let n = task * heads + h % heads;
+                    // SAFETY: written before the last barrier.
+                    let (total, mixed) = unsafe {
+                        (
+                            board.totals.read(n..n + 1)[0],
+                            board.mixed.read(n * head_dim..(n + 1) * head_dim),
+                        )
+                    };
+                    add_chunk(chunk == 0, &mut all, out, total, mixed);
+                }
+                normalise(out, all);
+            }
+        });
+        self.add_to_residual(&layer.attention_output);
     }
 
-    /// Collects an exchange of rows into the input, [tokens, all rows].
-    fn gather(
-        &mut self,
-        exchange: &Exchange,
-        shared: &Shared,
-        rows: fn(&Share) -> Range<usize>,
-        tokens: usize,
-    ) {
-        let columns = shared.shares.last().map_or(0, |share| rows(share).end);
-        for (share, stripe) in shared.shares.iter().zip(&exchange.stripes) {
-            let (rows, stripe) = (rows(share), read(stripe));
-            for t in 0..tokens {
-                self.scratch.input[t * columns + rows.start..t * columns + rows.end]
-                    .copy_from_slice(&stripe[t * rows.len()..(t + 1) * rows.len()]);
+    /// Puts this thread's rows of silu(gate) · up on the board.
+    fn feed_forward(&mut self, l: usize, layer: &Layer) {
+        let input = LinearInput::FeedForward { layer: l };
+        self.normalise(input, &layer.feed_forward_norm, 0..self.tokens);
+        let columns = self.model.config.feed_forward;
+        for panel in panels(self.share(layer.gate.groups())) {
+            self.multiply(&layer.gate, panel.clone(), self.tokens, 0);
+            self.multiply(&layer.up, panel.clone(), self.tokens, 1);
+            let rows = layer.gate.rows_of(&panel);
+            let [gates, ups] = &mut self.scratch.panels;
+            let results = gates.chunks_exact_mut(PANEL * ROWS).zip(ups.chunks_exact(PANEL * ROWS));
+            for (t, (gate, up)) in results.take(self.tokens).enumerate() {
+                let gate = &mut gate[..rows.len()];
+                (self.model.kernels.silu_mul)(gate, &up[..rows.len()]);
+                // SAFETY: this thread's rows; the last readers stood before an earlier barrier.
+                let out = unsafe {
+                    self.board.feed_forward.write(t * columns + rows.start..t * columns + rows.end)
+                };
+                out.copy_from_slice(gate);
             }
         }
+        self.barrier();
     }
 
-    /// Multiplies the input, waits for all rows, and adds them to the residual stream.
-    fn add_rows(
-        &mut self,
-        shared: &Shared,
-        matrix: &Matrix,
-        tokens: usize,
-        input: LinearInput,
-        trace: &mut Trace<'_>,
-    ) {
-        let model = &*shared.model;
-        self.prepare_input(model, self.position, tokens, input, trace);
-        {
-            let mut delta = write(&shared.exchanges.delta.stripes[self.index]);
-            self.scratch.multiply(
-                model,
-                matrix,
-                shared.shares[self.index].hidden_rows.clone(),
-                tokens,
-                &mut delta,
-            );
-        }
-        shared.team.barrier();
-        let hidden = model.config.hidden_size;
-        for (share, stripe) in shared.shares.iter().zip(&shared.exchanges.delta.stripes) {
-            let (rows, stripe) = (share.hidden_rows.clone(), read(stripe));
-            for t in 0..tokens {
-                let residual =
-                    &mut self.scratch.residual[t * hidden + rows.start..t * hidden + rows.end];
-                for (x, delta) in
-                    residual.iter_mut().zip(&stripe[t * rows.len()..(t + 1) * rows.len()])
-                {
-                    *x += delta;
+    /// Adds the feed-forward network's output to the residual stream.
+    fn add_feed_forward(&mut self, l: usize, layer: &Layer) {
+        let (board, columns) = (self.board, self.model.config.feed_forward);
+        self.prepare(LinearInput::Down { layer: l }, 0..self.tokens, |t, values| {
+            // SAFETY: written before the last barrier.
+            let row = unsafe { board.feed_forward.read(t * columns..(t + 1) * columns) };
+            values.copy_from_slice(row);
+        });
+        self.add_to_residual(&layer.down);
+    }
+
+    /// Adds this thread's rows of a product to the residual stream.
+    fn add_to_residual(&mut self, matrix: &Matrix) {
+        let hidden = self.model.config.hidden_size;
+        for panel in panels(self.share(matrix.groups())) {
+            self.multiply(matrix, panel.clone(), self.tokens, 0);
+            let rows = matrix.rows_of(&panel);
+            let results = self.scratch.panels[0].chunks_exact(PANEL * ROWS).take(self.tokens);
+            for (t, result) in results.enumerate() {
+                // SAFETY: this thread's rows; the last readers stood before an earlier barrier.
+                let residual = unsafe {
+                    self.board.residual.write(t * hidden + rows.start..t * hidden + rows.end)
+                };
+                for (x, result) in residual.iter_mut().zip(result) {
+                    *x += result;
                 }
             }
         }
+        self.barrier();
     }
 
-    /// Writes this thread's rows of silu(gate) · up to the exchange.
-    fn feed_forward(&mut self, shared: &Shared, l: usize, tokens: usize, trace: &mut Trace<'_>) {
-        let model = &*shared.model;
-        let layer = &model.weights.layers[l];
-        let rows = shared.shares[self.index].feed_forward_rows.clone();
-        self.normalise(model, &layer.feed_forward_norm, 0..tokens);
-        let input = LinearInput::FeedForward { layer: l };
-        self.prepare_input(model, self.position, tokens, input, trace);
-        let mut gate = write(&shared.exchanges.feed_forward.stripes[self.index]);
-        let mut up = std::mem::take(&mut self.scratch.up);
-        self.scratch.multiply(model, &layer.gate, rows.clone(), tokens, &mut gate);
-        self.scratch.multiply(model, &layer.up, rows.clone(), tokens, &mut up);
-        let used = tokens * rows.len();
-        (model.kernels.silu_mul)(&mut gate[..used], &up[..used]);
-        self.scratch.up = up;
-    }
-
-    /// Writes this thread's rows of the logits of some tokens to the exchange.
-    fn run_head(&mut self, shared: &Shared, tokens: Range<usize>, trace: &mut Trace<'_>) {
-        let model = &*shared.model;
-        let head = &model.weights.head;
-        self.normalise(model, &model.weights.output_norm, tokens.clone());
-        let position = self.position + tokens.start;
-        self.prepare_input(model, position, tokens.len(), LinearInput::Head, trace);
-        {
-            let mut logits = write(&shared.exchanges.logits.stripes[self.index]);
-            let rows = shared.shares[self.index].vocab_rows.clone();
-            self.scratch.multiply(model, head, rows, tokens.len(), &mut logits);
+    /// Puts this thread's rows of the logits of some tokens on the board.
+    fn head(&mut self, tokens: Range<usize>) {
+        let model = self.model;
+        let (matrix, vocab) = (&model.weights.head, model.config.vocab_size);
+        let count = tokens.len();
+        self.normalise(LinearInput::Head, &model.weights.output_norm, tokens);
+        for panel in panels(self.share(matrix.groups())) {
+            self.multiply(matrix, panel.clone(), count, 0);
+            let rows = matrix.rows_of(&panel);
+            let results = self.scratch.panels[0].chunks_exact(PANEL * ROWS).take(count);
+            for (t, result) in results.enumerate() {
+                // SAFETY: this thread's rows; the session reads them after the barrier.
+                let logits = unsafe {
+                    self.board.logits.write(t * vocab + rows.start..t * vocab + rows.end)
+                };
+                logits.copy_from_slice(&result[..rows.len()]);
+            }
         }
-        shared.team.barrier();
+        self.barrier();
     }
 
-    /// input[0..n] = rms_norm(residual[tokens]).
-    fn normalise(&mut self, model: &Inner, weight: &[f32], tokens: Range<usize>) {
-        let hidden = model.config.hidden_size;
-        let residual =
-            self.scratch.residual[tokens.start * hidden..tokens.end * hidden].chunks_exact(hidden);
-        for (x, out) in residual.zip(self.scratch.input.chunks_exact_mut(hidden)) {
-            (model.kernels.rms_norm)(x, weight, model.config.rms_epsilon, out);
-        }
+    /// The normalised residual stream of some tokens as the input of linear layers.
+    fn normalise(&mut self, input: LinearInput, weight: &[f32], tokens: Range<usize>) {
+        let (model, board) = (self.model, self.board);
+        let (hidden, first) = (model.config.hidden_size, tokens.start);
+        self.prepare(input, tokens, |t, values| {
+            let t = first + t;
+            // SAFETY: written before the last barrier.
+            let residual = unsafe { board.residual.read(t * hidden..(t + 1) * hidden) };
+            (model.kernels.rms_norm)(residual, weight, model.config.rms_epsilon, values);
+        });
     }
 
-    /// In the integer path: quantises the input, and where linear layers of floats will read it
-    /// too, replaces it by what the codes stand for.
-    fn prepare_input(
+    /// Makes the input of linear layers for some tokens of the tile: `fill(t, values)` gives the
+    /// values of the t-th of them.
+    fn prepare(
         &mut self,
-        model: &Inner,
-        position: usize,
-        tokens: usize,
         input: LinearInput,
-        trace: &mut Trace<'_>,
+        tokens: Range<usize>,
+        fill: impl Fn(usize, &mut [f32]),
     ) {
-        if model.activations == Activations::Float {
+        let columns = input.columns(&self.model.config);
+        let (count, integer) = (tokens.len(), self.model.activations == Activations::Q8_0);
+        let inputs = if count == 1 { &self.scratch.inputs } else { &self.board.inputs };
+        let mine = if count == 1 { 0..1 } else { self.share(count) };
+        for t in mine {
+            let at = t * columns..(t + 1) * columns;
+            let blocks = at.start / BLOCK..at.end / BLOCK;
+            // SAFETY: this thread's tokens (or its own inputs); the last readers stood before an
+            // earlier barrier.
+            let values = unsafe { inputs.values.write(at.clone()) };
+            fill(t, values);
+            if !integer {
+                continue;
+            }
+            // SAFETY: likewise.
+            let (codes, scales, offsets) = unsafe {
+                (
+                    inputs.codes.write(at),
+                    inputs.scales.write(blocks.clone()),
+                    inputs.offsets.write(blocks),
+                )
+            };
+            (self.model.kernels.quantize_activations)(values, codes, scales, offsets);
+            if self.model.has_float_linears {
+                // Linear layers of floats read what the codes stand for.
+                let blocks = values.as_chunks_mut::<BLOCK>().0.iter_mut();
+                for ((block, codes), scale) in blocks.zip(codes.as_chunks::<BLOCK>().0).zip(scales)
+                {
+                    *block = codes.map(|code| f32::from(code) * *scale);
+                }
+            }
+        }
+        if count > 1 {
+            self.barrier();
+        }
+        if integer {
+            let position = self.position + tokens.start;
+            // SAFETY: written before the barrier, or by this thread for itself.
+            let all = unsafe { inputs.codes(count * columns) };
+            let (codes, scales) = (all.codes, all.scales);
+            self.trace.show(QuantizedInput { input, position, columns, codes, scales });
+        }
+    }
+
+    /// Multiplies the input of `tokens` tokens by some groups of rows, into a panel:
+    /// `panels[panel][t, r] = matrix[first row + r] · input[t]`.
+    fn multiply(&mut self, matrix: &Matrix, groups: Range<usize>, tokens: usize, panel: usize) {
+        let (model, columns) = (self.model, matrix.columns);
+        let inputs = if tokens == 1 { &self.scratch.inputs } else { &self.board.inputs };
+        let y = &mut self.scratch.panels[panel];
+        if let (Activations::Q8_0, Storage::Packed(grid, range)) =
+            (model.activations, &matrix.storage)
+        {
+            let bytes = packed(model, *grid, columns, range, groups);
+            // SAFETY: written before the last barrier, or by this thread for itself.
+            let x = unsafe { inputs.codes(tokens * columns) };
+            let product = match grid {
+                Grid::Q4_0 => model.kernels.product_q4_0,
+                Grid::Q8_0 => model.kernels.product_q8_0,
+            };
+            product(bytes, x, columns, y, PANEL * ROWS);
             return;
         }
-        let columns = input.columns(&model.config);
-        let Scratch { input: values, codes, scales, .. } = &mut self.scratch;
-        let n = tokens * columns;
-        let (codes, scales) = (&mut codes[..n], &mut scales[..n / BLOCK]);
-        (model.kernels.quantize_activations)(&values[..n], codes, scales);
-        trace.show(QuantizedInput { input, position, columns, codes, scales });
-        if model.has_float_linears {
-            let blocks = values[..n].as_chunks_mut::<BLOCK>().0.iter_mut();
-            for ((block, codes), scale) in blocks.zip(codes.as_chunks::<BLOCK>().0).zip(&*scales) {
-                *block = codes.map(|code| f32::from(code) * scale);
+        // SAFETY: as above.
+        let x = unsafe { inputs.values.read(0..tokens * columns) };
+        for (i, group) in groups.enumerate() {
+            let rows = matrix.rows_of(&(group..group + 1));
+            let weights = &mut self.scratch.weights[..rows.len() * columns];
+            for (r, weights) in rows.zip(weights.chunks_exact_mut(columns)) {
+                row_of(model, matrix, r, weights);
             }
+            (model.kernels.matmul_f32)(weights, x, columns, &mut y[i * ROWS..], PANEL * ROWS);
         }
     }
 }
 
-impl Scratch {
-    /// `y[t, r] = matrix[rows.start + r] · input[t]`, with `y` [tokens, rows].
-    fn multiply(
-        &mut self,
-        model: &Inner,
-        matrix: &Matrix,
-        rows: Range<usize>,
-        tokens: usize,
-        y: &mut [f32],
-    ) {
-        let (columns, stride) = (matrix.columns, rows.len());
-        if rows.is_empty() {
-            return;
-        }
-        let n = tokens * columns;
-        if model.activations == Activations::Q8_0 && matrix.ty.is_quantized() {
-            let x = Codes { codes: &self.codes[..n], scales: &self.scales[..n / BLOCK] };
-            let bytes = matrix.rows(&model.file, rows);
-            match matrix.ty {
-                WeightType::Q4_0 => (model.kernels.matmul_q4_0_q8_0)(bytes, x, columns, y, stride),
-                _ => (model.kernels.matmul_q8_0_q8_0)(bytes, x, columns, y, stride),
-            }
-            return;
-        }
-        for first in rows.clone().step_by(PANEL) {
-            let last = (first + PANEL).min(rows.end);
-            let panel = &mut self.panel[..(last - first) * columns];
-            dequantize(model, matrix.ty, matrix.rows(&model.file, first..last), panel);
-            (model.kernels.matmul_f32)(
-                panel,
-                &self.input[..n],
-                columns,
-                &mut y[first - rows.start..],
-                stride,
-            );
-        }
+/// Runs of at most [`PANEL`] groups.
+fn panels(groups: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    groups.clone().step_by(PANEL).map(move |first| first..groups.end.min(first + PANEL))
+}
+
+/// Multiplies scores: 1 / √head_dim.
+fn scale(head_dim: usize) -> f32 {
+    1.0 / (head_dim as f32).sqrt()
+}
+
+/// Adds a chunk's result to those before it.
+fn add_chunk(first: bool, all_total: &mut Total, all: &mut [f32], total: Total, mixed: &[f32]) {
+    if first {
+        *all_total = total;
+        all.copy_from_slice(mixed);
+    } else {
+        merge(all_total, all, total, mixed);
     }
 }
 
-/// Widens rows to f32.
-fn dequantize(model: &Inner, ty: WeightType, bytes: &[u8], values: &mut [f32]) {
-    match ty {
-        WeightType::Q4_0 => (model.kernels.dequantize_q4_0)(bytes, values),
-        WeightType::Q8_0 => (model.kernels.dequantize_q8_0)(bytes, values),
-        WeightType::F16 => (model.kernels.dequantize_f16)(bytes, values),
-        WeightType::F32 => {
-            for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
+/// Divides by the sum of weights.
+fn normalise(mixed: &mut [f32], total: Total) {
+    let scale = 1.0 / total.sum;
+    for mixed in mixed {
+        *mixed *= scale;
+    }
+}
+
+/// The bytes of some groups of a packed matrix.
+fn packed<'m>(
+    model: &'m Inner,
+    grid: Grid,
+    columns: usize,
+    range: &Range<usize>,
+    groups: Range<usize>,
+) -> &'m [u8] {
+    let bytes = grid.group_bytes(columns);
+    let matrix = &model.weights.arena.bytes()[range.clone()];
+    &matrix[groups.start * bytes..groups.end * bytes]
+}
+
+/// The embedding of a token.
+fn embedding(model: &Inner, token: usize, values: &mut [f32]) {
+    row_of(model, &model.weights.embedding, token, values);
+}
+
+/// One row of a matrix as floats.
+fn row_of(model: &Inner, matrix: &Matrix, row: usize, values: &mut [f32]) {
+    let columns = matrix.columns;
+    match &matrix.storage {
+        Storage::Packed(grid, range) => {
+            let group = packed(model, *grid, columns, range, row / ROWS..row / ROWS + 1);
+            grid.dequantize_row(group, row % ROWS, values);
+        }
+        Storage::F16(range) => {
+            let bytes = &model.file.bytes()[range.clone()];
+            let row = &bytes[2 * row * columns..2 * (row + 1) * columns];
+            (model.kernels.dequantize_f16)(row, values);
+        }
+        Storage::F32(range) => {
+            let bytes = &model.file.bytes()[range.clone()];
+            let row = &bytes[4 * row * columns..4 * (row + 1) * columns];
+            for (value, bytes) in values.iter_mut().zip(row.as_chunks::<4>().0) {
                 *value = f32::from_le_bytes(*bytes);
             }
         }
     }
 }
+
+const _: () = assert!(TILE.is_multiple_of(QUERY_TILE));

@@ -27,6 +27,7 @@
 //! Results are the same bits for any number of threads, any division of the tokens between calls,
 //! and for every kernel set.
 
+mod arena;
 mod buffers;
 mod cache;
 mod config;
@@ -39,6 +40,7 @@ mod plan;
 mod rope;
 mod sampler;
 mod session;
+mod shared;
 mod team;
 mod tokenizer;
 mod trace;

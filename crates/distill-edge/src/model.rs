@@ -26,6 +26,8 @@ pub enum KernelChoice {
     /// The fastest this CPU has.
     #[default]
     Best,
+    /// Those for AVX2, FMA and F16C, or the specification where the CPU lacks them.
+    Avx2,
     /// The scalar specification: the same bits, slowly.
     Scalar,
 }
@@ -72,7 +74,7 @@ impl Model {
         let config = Config::from_metadata(file.metadata(), path)?;
         let tokenizer = Tokenizer::from_gguf(file.metadata(), path)?;
         let weights = Weights::load(&file, path, &config)?;
-        let any_quantized = weights.linears().any(|(_, m)| m.ty.is_quantized());
+        let any_quantized = weights.linears().any(|(_, m)| m.is_quantized());
         let activations = match options.activations {
             Some(choice) => choice,
             None => preferred_activations(&file, path)?.unwrap_or(match any_quantized {
@@ -83,11 +85,8 @@ impl Model {
         if activations == Activations::Q8_0 {
             require_whole_blocks(&weights, path)?;
         }
-        let has_float_linears = weights.linears().any(|(_, m)| !m.ty.is_quantized());
-        let kernels = match options.kernels {
-            KernelChoice::Best => kernels::best(),
-            KernelChoice::Scalar => kernels::scalar(),
-        };
+        let has_float_linears = weights.linears().any(|(_, m)| !m.is_quantized());
+        let kernels = kernels::choose(options.kernels);
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
@@ -127,7 +126,7 @@ impl Model {
         self.inner.activations
     }
 
-    /// The kernels that were chosen at load: `avx2` or `scalar`.
+    /// The kernels that were chosen at load: `avx512vnni`, `avx2` or `scalar`.
     pub fn kernel_name(&self) -> &'static str {
         self.inner.kernels.name
     }

@@ -4,13 +4,13 @@ use std::ops::Range;
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 
-use crate::buffers::{Exchanges, HEAD_TILE, Scratch, TILE};
-use crate::cache::{KvType, Stripe};
+use crate::buffers::{Board, HEAD_TILE, Scratch, TILE};
+use crate::cache::{Cache, KvType};
 use crate::forward::{Job, Shared, Worker, read, write};
 use crate::model::{Activations, Model};
 use crate::team::Team;
 use crate::trace::{QuantizedInput, Trace};
-use crate::{EdgeError, plan, rope};
+use crate::{EdgeError, rope};
 
 /// How to open a session.
 #[derive(Clone, Debug, Default)]
@@ -49,25 +49,18 @@ impl Session {
         let config = &inner.config;
         let context = if options.context == 0 { config.context_length } else { options.context };
         let threads = if options.threads == 0 { inner.threads } else { options.threads };
-        let shares = plan::shares(config, threads);
-        let cache = shares
-            .iter()
-            .map(|share| {
-                Stripe::new(config, share.kv_heads.len(), context, options.kv).map(RwLock::new)
-            })
-            .collect::<Result<_, _>>()?;
+        let integer = inner.activations == Activations::Q8_0;
+        let cache = Cache::new(config, context, options.kv)?;
         let shared = Arc::new(Shared {
             team: Team::new(threads),
-            exchanges: Exchanges::new(config, &shares),
+            board: Board::new(config, context, integer),
             cache,
             frequencies: rope::frequencies(config, inner.weights.rope_factors.as_deref()),
             job: RwLock::new(Job { tokens: Vec::with_capacity(TILE), ..Job::default() }),
-            shares,
             model: Arc::clone(&inner),
         });
-        let integer = inner.activations == Activations::Q8_0;
         let worker = |index: usize| Worker {
-            scratch: Scratch::new(config, &shared.shares[index], context, integer),
+            scratch: Scratch::new(config, integer),
             shared: Arc::clone(&shared),
             index,
             position: 0,
@@ -232,14 +225,13 @@ impl Session {
         self.position += tokens.len();
     }
 
-    /// Copies row `t` of the head's exchange.
+    /// Copies the logits of the `t`-th token of the last head.
+    #[allow(unsafe_code)]
     fn gather_logits(&mut self, t: usize) {
-        let shared = &self.worker.shared;
-        for (share, stripe) in shared.shares.iter().zip(&shared.exchanges.logits.stripes) {
-            let (rows, stripe) = (share.vocab_rows.clone(), read(stripe));
-            self.logits[rows.clone()]
-                .copy_from_slice(&stripe[t * rows.len()..(t + 1) * rows.len()]);
-        }
+        let vocab = self.logits.len();
+        // SAFETY: no job runs, so nobody writes.
+        let row = unsafe { self.worker.shared.board.logits.read(t * vocab..(t + 1) * vocab) };
+        self.logits.copy_from_slice(row);
     }
 }
 

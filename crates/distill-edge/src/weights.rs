@@ -7,54 +7,51 @@ use std::path::Path;
 use distill_gguf::{GgmlType, GgufFile};
 
 use crate::EdgeError;
+use crate::arena::Arena;
 use crate::config::Config;
+use crate::kernels::packed::{Grid, ROWS};
 
-/// A storage type with kernels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum WeightType {
-    F32,
-    F16,
-    Q4_0,
-    Q8_0,
+/// How the rows of a matrix are stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Storage {
+    /// Rows of floats, where they lie in the file.
+    F32(Range<usize>),
+    /// Rows of binary16, where they lie in the file.
+    F16(Range<usize>),
+    /// Groups of [`crate::kernels::packed`] rows, where they lie in the arena.
+    Packed(Grid, Range<usize>),
 }
 
-impl WeightType {
-    const EXPECTED: &'static str = "F32, F16, Q4_0 or Q8_0";
-
-    fn from_ggml(ty: GgmlType) -> Option<Self> {
-        match ty {
-            GgmlType::F32 => Some(Self::F32),
-            GgmlType::F16 => Some(Self::F16),
-            GgmlType::Q4_0 => Some(Self::Q4_0),
-            GgmlType::Q8_0 => Some(Self::Q8_0),
-            _ => None,
-        }
-    }
-
-    /// Whether rows are blocks of integer codes.
-    pub fn is_quantized(self) -> bool {
-        matches!(self, Self::Q4_0 | Self::Q8_0)
-    }
-}
-
-/// A weight matrix in the file's own layout: row after row.
+/// A weight matrix.
 #[derive(Clone, Debug)]
 pub(crate) struct Matrix {
-    pub ty: WeightType,
+    pub storage: Storage,
     /// The input dimension.
     pub columns: usize,
     /// The output dimension.
     pub rows: usize,
-    /// Where it lies in the file.
-    range: Range<usize>,
 }
 
 impl Matrix {
-    /// The bytes of some rows.
-    pub fn rows<'f>(&self, file: &'f GgufFile, rows: Range<usize>) -> &'f [u8] {
-        let row_bytes = self.range.len() / self.rows;
-        let start = self.range.start;
-        &file.bytes()[start + rows.start * row_bytes..start + rows.end * row_bytes]
+    /// Groups of 16 rows; the last may have fewer.
+    pub fn groups(&self) -> usize {
+        self.rows.div_ceil(ROWS)
+    }
+
+    /// The rows of some groups.
+    pub fn rows_of(&self, groups: &Range<usize>) -> Range<usize> {
+        groups.start * ROWS..(groups.end * ROWS).min(self.rows)
+    }
+
+    /// Whether rows are blocks of integer codes.
+    pub fn is_quantized(&self) -> bool {
+        matches!(self.storage, Storage::Packed(..))
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.storage {
+            Storage::F32(range) | Storage::F16(range) | Storage::Packed(_, range) => range.len(),
+        }
     }
 }
 
@@ -72,9 +69,11 @@ pub(crate) struct Layer {
     pub down: Matrix,
 }
 
-/// All tensors of a model. Matrices stay in the mapped file; norms are copied.
+/// All tensors of a model. Quantised matrices are packed into the arena, matrices of floats stay
+/// in the mapped file, norms are copied.
 #[derive(Debug)]
 pub(crate) struct Weights {
+    pub arena: Arena,
     pub embedding: Matrix,
     pub layers: Vec<Layer>,
     pub output_norm: Vec<f32>,
@@ -87,7 +86,8 @@ pub(crate) struct Weights {
 impl Weights {
     /// Finds every tensor of the architecture and refuses any other.
     pub fn load(file: &GgufFile, path: &Path, config: &Config) -> Result<Self, EdgeError> {
-        let mut loader = Loader { file, path, known: HashSet::new() };
+        let mut loader =
+            Loader { file, path, known: HashSet::new(), packings: Vec::new(), packed: 0 };
         let Config { hidden_size: hidden, feed_forward, vocab_size, .. } = *config;
         let query = config.heads * config.head_dim;
         let kv = config.kv_heads * config.head_dim;
@@ -118,7 +118,8 @@ impl Weights {
             false => None,
         };
         loader.refuse_others()?;
-        Ok(Self { embedding, layers, output_norm, head, rope_factors })
+        let arena = loader.pack()?;
+        Ok(Self { arena, embedding, layers, output_norm, head, rope_factors })
     }
 
     /// Every matrix that is a linear layer, the head included, with its name in the file.
@@ -143,7 +144,7 @@ impl Weights {
         let norms: usize =
             self.layers.iter().map(|l| l.attention_norm.len() + l.feed_forward_norm.len()).sum();
         let norms = 4 * (norms + self.output_norm.len());
-        norms + self.linears().map(|(_, matrix)| matrix.range.len()).sum::<usize>()
+        norms + self.linears().map(|(_, matrix)| matrix.bytes()).sum::<usize>()
     }
 }
 
@@ -157,6 +158,20 @@ struct Loader<'f> {
     path: &'f Path,
     /// Names asked for so far.
     known: HashSet<String>,
+    /// What goes into the arena, in order.
+    packings: Vec<Packing>,
+    /// Bytes of the arena so far.
+    packed: usize,
+}
+
+/// A matrix to be packed.
+struct Packing {
+    grid: Grid,
+    columns: usize,
+    /// Where its rows lie in the file.
+    from: Range<usize>,
+    /// Bytes of all its groups.
+    bytes: usize,
 }
 
 impl Loader<'_> {
@@ -192,10 +207,50 @@ impl Loader<'_> {
 
     fn matrix(&mut self, tensor: String, columns: usize, rows: usize) -> Result<Matrix, EdgeError> {
         let (found, range) = self.find(&tensor, &[columns, rows])?;
-        let Some(ty) = WeightType::from_ggml(found) else {
-            return Err(self.wrong_type(tensor, WeightType::EXPECTED, found));
+        let storage = match found {
+            GgmlType::F32 => Storage::F32(range),
+            GgmlType::F16 => Storage::F16(range),
+            GgmlType::Q4_0 => self.packing(Grid::Q4_0, columns, rows, range),
+            GgmlType::Q8_0 => self.packing(Grid::Q8_0, columns, rows, range),
+            _ => return Err(self.wrong_type(tensor, "F32, F16, Q4_0 or Q8_0", found)),
         };
-        Ok(Matrix { ty, columns, rows, range })
+        Ok(Matrix { storage, columns, rows })
+    }
+
+    /// Reserves room in the arena.
+    fn packing(&mut self, grid: Grid, columns: usize, rows: usize, from: Range<usize>) -> Storage {
+        let bytes = rows.div_ceil(ROWS) * grid.group_bytes(columns);
+        let to = self.packed..self.packed + bytes;
+        self.packed = to.end;
+        self.packings.push(Packing { grid, columns, from, bytes });
+        Storage::Packed(grid, to)
+    }
+
+    /// Packs all quantised matrices, on as many threads as there are CPUs.
+    fn pack(&self) -> Result<Arena, EdgeError> {
+        let mut arena = Arena::new(self.packed).map_err(|_| EdgeError::WeightMemory {
+            file: self.path.to_owned(),
+            bytes: self.packed,
+        })?;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut shares: Vec<Vec<(&Packing, &mut [u8])>> =
+            (0..threads).map(|_| Vec::new()).collect();
+        let mut rest = arena.bytes_mut();
+        for (i, packing) in self.packings.iter().enumerate() {
+            let (groups, after) = rest.split_at_mut(packing.bytes);
+            shares[i % threads].push((packing, groups));
+            rest = after;
+        }
+        std::thread::scope(|scope| {
+            for share in shares {
+                scope.spawn(|| {
+                    for (packing, groups) in share {
+                        packing.run(self.file, groups);
+                    }
+                });
+            }
+        });
+        Ok(arena)
     }
 
     fn vector(&mut self, tensor: String, length: usize) -> Result<Vec<f32>, EdgeError> {
@@ -227,6 +282,16 @@ impl Loader<'_> {
                 tensor: other.name.clone(),
             }),
             None => Ok(()),
+        }
+    }
+}
+
+impl Packing {
+    fn run(&self, file: &GgufFile, groups: &mut [u8]) {
+        let group_bytes = self.grid.group_bytes(self.columns);
+        let rows = file.bytes()[self.from.clone()].chunks(group_bytes);
+        for (rows, group) in rows.zip(groups.chunks_exact_mut(group_bytes)) {
+            self.grid.pack(rows, self.columns, group);
         }
     }
 }

@@ -1,32 +1,39 @@
 //! The arithmetic, behind one table of functions chosen once when a model loads.
 //!
-//! [`scalar`] is the specification: it fixes every order of accumulation, with eight lanes and
-//! fused multiply-adds, so that each instruction set's table gives **the same bits**. A sum over a
-//! row keeps lane `i % 8` for float products (for 4-bit and 8-bit rows: lane `i / 4 % 8` of each
-//! block, whose four products are summed exactly as integers), and ends with
-//! `((l0+l4)+(l2+l6)) + ((l1+l5)+(l3+l7))`. The order never depends on how many rows or tokens are
-//! computed together; so prefill equals decode, and one thread equals many, bit for bit.
+//! [`scalar`] is the specification: it fixes every order of accumulation, so that each instruction
+//! set's table gives **the same bits**. The orders never depend on how many rows, tokens or
+//! threads compute together; so prefill equals decode, and one thread equals many, bit for bit.
 //!
-//! Weights are in the file's own layout: rows of ggml blocks, row after row.
+//! Quantised matrices are in the layout of [`packed`]: sixteen rows side by side, one row a lane.
 
+pub(crate) mod packed;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-/// Lanes of every float accumulation.
+pub(crate) use scalar::merge;
+
+use crate::model::KernelChoice;
+
+/// Lanes of a float accumulation along a row.
 const LANES: usize = 8;
 /// Elements of a block of 4-bit or 8-bit values.
 pub(crate) const BLOCK: usize = distill_quant::BLOCK;
-const Q4_0_BYTES: usize = distill_quant::q4_0::BYTES;
-const Q8_0_BYTES: usize = distill_quant::q8_0::BYTES;
+/// Positions whose keys lie side by side in the cache, one position a lane.
+pub(crate) const POSITIONS: usize = 16;
+/// Positions that attention takes together; partial results are merged in order.
+pub(crate) const CHUNK: usize = 256;
 
 /// Q8_0 activations of some tokens: the input of an integer product.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Codes<'a> {
-    /// [tokens, columns], each in −127..=127.
+    /// `[tokens, columns]`, each in −127..=127.
     pub codes: &'a [i8],
-    /// [tokens, columns / 32].
+    /// `[tokens, columns / 32]`.
     pub scales: &'a [f32],
+    /// −8 · the sum of each block's codes, `[tokens, columns / 32]`: takes back what products with
+    /// Q4_0 codes, stored as code + 8, are too large by.
+    pub offsets: &'a [i32],
 }
 
 /// `y[t * stride + r] = Σ_c w[r, c] · x[t, c]`.
@@ -36,34 +43,62 @@ pub(crate) struct Codes<'a> {
 /// - `y`: at least (tokens − 1) · stride + rows
 pub(crate) type MatmulF32 = fn(w: &[f32], x: &[f32], columns: usize, y: &mut [f32], stride: usize);
 
-/// As [`MatmulF32`] on quantised rows (bytes of ggml blocks) and quantised activations.
-pub(crate) type MatmulQ8 = fn(w: &[u8], x: Codes<'_>, columns: usize, y: &mut [f32], stride: usize);
+/// As [`MatmulF32`] on whole groups of [`packed`] rows and quantised activations; the padding
+/// rows of a last group are written too.
+pub(crate) type Product = fn(w: &[u8], x: Codes<'_>, columns: usize, y: &mut [f32], stride: usize);
 
-/// Attention of one query over one head's cache: softmax(q·kᵀ · scale) · v.
-///
-/// # Shapes
-/// - `q`, `out`: [head_dim]; `k`, `v`: [positions, head_dim]; `scores`: [positions] scratch
-pub(crate) type Attend<T> =
-    fn(q: &[f32], k: &[T], v: &[T], scale: f32, scores: &mut [f32], out: &mut [f32]);
+/// One head's cache over a chunk of positions, of which at least those seen are filled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cached<'a, T> {
+    /// `[CHUNK / POSITIONS, head_dim, POSITIONS]`, possibly fewer blocks.
+    pub keys: &'a [T],
+    /// `[CHUNK, head_dim]`, possibly fewer positions.
+    pub values: &'a [T],
+}
+
+/// Queries of one head group and what they found in one chunk.
+#[derive(Debug)]
+pub(crate) struct Queries<'a> {
+    /// `[queries, head_dim]`.
+    pub queries: &'a [f32],
+    /// How many of the chunk's positions each query sees, at least one.
+    pub seen: &'a [u32],
+    /// Multiplies every score.
+    pub scale: f32,
+    /// Scratch, `[queries, CHUNK]`.
+    pub weights: &'a mut [f32],
+    /// Largest score and sum of e^(score − largest), `[queries]`.
+    pub totals: &'a mut [Total],
+    /// Σ e^(score − largest) · value, `[queries, head_dim]`.
+    pub mixed: &'a mut [f32],
+}
+
+/// The denominator of a softmax over some positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Total {
+    /// The largest score.
+    pub largest: f32,
+    /// Σ e^(score − largest).
+    pub sum: f32,
+}
+
+/// Attention of some queries over one chunk; see [`scalar`] for the order of every sum.
+pub(crate) type Attend<T> = fn(queries: Queries<'_>, cached: Cached<'_, T>);
 
 /// One instruction set's functions. All tables compute the same bits for finite input.
 #[derive(Debug)]
 pub(crate) struct Kernels {
     /// The instruction set, for people.
     pub name: &'static str,
-    /// Bytes of whole Q4_0 blocks → values.
-    pub dequantize_q4_0: fn(&[u8], &mut [f32]),
-    /// Bytes of whole Q8_0 blocks → values.
-    pub dequantize_q8_0: fn(&[u8], &mut [f32]),
     /// Little-endian binary16 → values.
     pub dequantize_f16: fn(&[u8], &mut [f32]),
     /// Values → binary16 bits, round to nearest even (the KV cache).
     pub to_f16: fn(&[f32], &mut [u16]),
-    /// Values (whole blocks) → Q8_0 activation codes and f32 scales.
-    pub quantize_activations: fn(&[f32], &mut [i8], &mut [f32]),
+    /// Values (whole blocks) → what [`Codes`] holds: codes, scales, offsets.
+    pub quantize_activations: fn(&[f32], &mut [i8], &mut [f32], &mut [i32]),
     pub matmul_f32: MatmulF32,
-    pub matmul_q4_0_q8_0: MatmulQ8,
-    pub matmul_q8_0_q8_0: MatmulQ8,
+    pub product_q4_0: Product,
+    pub product_q8_0: Product,
     pub attend_f32: Attend<f32>,
     pub attend_f16: Attend<u16>,
     /// `out = x / sqrt(mean(x²) + eps) * weight`.
@@ -72,16 +107,17 @@ pub(crate) struct Kernels {
     pub silu_mul: fn(gate: &mut [f32], up: &[f32]),
 }
 
-/// The specification's own table.
-pub(crate) fn scalar() -> &'static Kernels {
-    &scalar::KERNELS
-}
-
-/// The fastest table this CPU can run.
-pub(crate) fn best() -> &'static Kernels {
+/// The table to run; one that this CPU lacks gives way to the specification.
+pub(crate) fn choose(choice: KernelChoice) -> &'static Kernels {
     #[cfg(target_arch = "x86_64")]
-    if let Some(kernels) = x86_64::avx2() {
-        return kernels;
-    }
-    scalar()
+    let found = match choice {
+        KernelChoice::Best => x86_64::avx512().or(x86_64::avx2()),
+        KernelChoice::Avx2 => x86_64::avx2(),
+        KernelChoice::Scalar => None,
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let found: Option<&'static Kernels> = match choice {
+        KernelChoice::Best | KernelChoice::Avx2 | KernelChoice::Scalar => None,
+    };
+    found.unwrap_or(&scalar::KERNELS)
 }

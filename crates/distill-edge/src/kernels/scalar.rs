@@ -1,19 +1,25 @@
 //! The specification: plain Rust, every order of accumulation spelled out.
+//!
+//! - A product along float rows keeps lane `i % 8` and ends with [`reduce`].
+//! - A product of quantised blocks is summed exactly, as integers; its float times (weight scale ·
+//!   activation scale) is added to the row's sum, fused, block after block.
+//! - A score is summed over the head's elements in order, fused. In a chunk of positions, the
+//!   weight e^(score − largest) of position p is added to lane `p % 16`, and the weighted values
+//!   position after position, fused. Chunks are merged in order by [`merge`].
 
-use distill_quant::{f16, q4_0, q8_0};
+use distill_quant::{f16, q8_0};
 
-use super::{BLOCK, Codes, Kernels, LANES, Q4_0_BYTES, Q8_0_BYTES};
+use super::packed::{self, Grid, ROWS};
+use super::{BLOCK, CHUNK, Cached, Codes, Kernels, LANES, POSITIONS, Queries, Total};
 
 pub(super) static KERNELS: Kernels = Kernels {
     name: "scalar",
-    dequantize_q4_0: q4_0::dequantize,
-    dequantize_q8_0: q8_0::dequantize,
     dequantize_f16: f16::dequantize,
     to_f16,
     quantize_activations,
     matmul_f32,
-    matmul_q4_0_q8_0: matmul_quantized::<Q4_0_BYTES, Q4_0>,
-    matmul_q8_0_q8_0: matmul_quantized::<Q8_0_BYTES, Q8_0>,
+    product_q4_0: |w, x, columns, y, stride| product(Grid::Q4_0, w, x, columns, y, stride),
+    product_q8_0: |w, x, columns, y, stride| product(Grid::Q8_0, w, x, columns, y, stride),
     attend_f32: attend::<f32>,
     attend_f16: attend::<u16>,
     rms_norm,
@@ -31,10 +37,16 @@ fn to_f16(values: &[f32], bits: &mut [u16]) {
     }
 }
 
-pub(super) fn quantize_activations(values: &[f32], codes: &mut [i8], scales: &mut [f32]) {
-    let blocks = values.as_chunks::<BLOCK>().0.iter();
-    for ((block, codes), scale) in blocks.zip(codes.as_chunks_mut::<BLOCK>().0).zip(scales) {
+pub(super) fn quantize_activations(
+    values: &[f32],
+    codes: &mut [i8],
+    scales: &mut [f32],
+    offsets: &mut [i32],
+) {
+    let blocks = values.as_chunks::<BLOCK>().0.iter().zip(codes.as_chunks_mut::<BLOCK>().0);
+    for ((block, codes), (scale, offset)) in blocks.zip(scales.iter_mut().zip(offsets)) {
         (*scale, *codes) = q8_0::quantize_activation(block);
+        *offset = -8 * codes.iter().map(|&code| i32::from(code)).sum::<i32>();
     }
 }
 
@@ -55,96 +67,86 @@ fn matmul_f32(w: &[f32], x: &[f32], columns: usize, y: &mut [f32], stride: usize
     }
 }
 
-/// A block of integer codes with a binary16 scale.
-trait Grid<const BYTES: usize> {
-    fn scale(block: &[u8; BYTES]) -> f32 {
-        f16::to_f32(u16::from_le_bytes([block[0], block[1]]))
-    }
-    fn codes(block: &[u8; BYTES]) -> [i32; BLOCK];
-}
-
-enum Q4_0 {}
-enum Q8_0 {}
-
-impl Grid<Q4_0_BYTES> for Q4_0 {
-    fn codes(block: &[u8; Q4_0_BYTES]) -> [i32; BLOCK] {
-        std::array::from_fn(|i| {
-            let byte = block[2 + i % 16];
-            i32::from(if i < 16 { byte & 15 } else { byte >> 4 }) - 8
-        })
-    }
-}
-
-impl Grid<Q8_0_BYTES> for Q8_0 {
-    fn codes(block: &[u8; Q8_0_BYTES]) -> [i32; BLOCK] {
-        std::array::from_fn(|i| i32::from(block[2 + i] as i8))
-    }
-}
-
-/// For each block, lane l sums the integer products of elements 4l..4l+4 exactly; the sum times
-/// (weight scale · activation scale) is added to the lane, fused.
-fn matmul_quantized<const BYTES: usize, G: Grid<BYTES>>(
-    w: &[u8],
-    x: Codes<'_>,
-    columns: usize,
-    y: &mut [f32],
-    stride: usize,
-) {
+fn product(grid: Grid, w: &[u8], x: Codes<'_>, columns: usize, y: &mut [f32], stride: usize) {
     let blocks = columns / BLOCK;
-    for (r, w) in w.as_chunks::<BYTES>().0.chunks_exact(blocks).enumerate() {
+    for (g, group) in w.chunks_exact(grid.group_bytes(columns)).enumerate() {
         for (t, codes) in x.codes.chunks_exact(columns).enumerate() {
-            let mut lanes = [0.0_f32; LANES];
-            for (b, (w, a)) in w.iter().zip(codes.as_chunks::<BLOCK>().0).enumerate() {
-                let scale = G::scale(w) * x.scales[t * blocks + b];
-                let w = G::codes(w);
-                for (l, lane) in lanes.iter_mut().enumerate() {
-                    let sum: i32 = (4 * l..4 * l + 4).map(|i| w[i] * i32::from(a[i])).sum();
-                    *lane = (sum as f32).mul_add(scale, *lane);
+            let mut rows = [0.0_f32; ROWS];
+            let records = group.chunks_exact(group.len() / blocks);
+            for (b, (record, a)) in records.zip(codes.as_chunks::<BLOCK>().0).enumerate() {
+                for (r, row) in rows.iter_mut().enumerate() {
+                    let w = grid.codes(record, r);
+                    let sum: i32 =
+                        w.iter().zip(a).map(|(w, a)| i32::from(*w) * i32::from(*a)).sum();
+                    let scale = packed::scale(record, r) * x.scales[t * blocks + b];
+                    *row = (sum as f32).mul_add(scale, *row);
                 }
             }
-            y[t * stride + r] = reduce(lanes);
+            y[t * stride + g * ROWS..][..ROWS].copy_from_slice(&rows);
         }
     }
 }
 
 /// An element of the KV cache.
-pub(super) trait Cached: Copy {
+pub(super) trait Element: Copy {
     fn value(self) -> f32;
 }
 
-impl Cached for f32 {
+impl Element for f32 {
     fn value(self) -> f32 {
         self
     }
 }
 
-impl Cached for u16 {
+impl Element for u16 {
     fn value(self) -> f32 {
         f16::to_f32(self)
     }
 }
 
-fn attend<T: Cached>(q: &[f32], k: &[T], v: &[T], scale: f32, scores: &mut [f32], out: &mut [f32]) {
-    let head_dim = q.len();
-    let mut max = f32::NEG_INFINITY;
-    for (score, k) in scores.iter_mut().zip(k.chunks_exact(head_dim)) {
-        *score = dot(q, k.iter().map(|k| k.value())) * scale;
-        max = max.max(*score);
-    }
-    let mut lanes = [0.0_f32; LANES];
-    for (p, score) in scores.iter_mut().enumerate() {
-        *score = exp(*score - max);
-        lanes[p % LANES] += *score;
-    }
-    let normalise = 1.0 / reduce(lanes);
-    out.fill(0.0);
-    for (&weight, v) in scores.iter().zip(v.chunks_exact(head_dim)) {
-        for (out, v) in out.iter_mut().zip(v) {
-            *out = weight.mul_add(v.value(), *out);
+fn attend<T: Element>(queries: Queries<'_>, cached: Cached<'_, T>) {
+    let head_dim = queries.queries.len() / queries.seen.len();
+    for (i, query) in queries.queries.chunks_exact(head_dim).enumerate() {
+        let seen = queries.seen[i] as usize;
+        let weights = &mut queries.weights[i * CHUNK..][..seen];
+        let mut largest = f32::NEG_INFINITY;
+        for (p, weight) in weights.iter_mut().enumerate() {
+            let keys = &cached.keys[p / POSITIONS * head_dim * POSITIONS + p % POSITIONS..];
+            let mut score = 0.0_f32;
+            for (q, k) in query.iter().zip(keys.iter().step_by(POSITIONS)) {
+                score = q.mul_add(k.value(), score);
+            }
+            *weight = score * queries.scale;
+            largest = largest.max(*weight);
+        }
+        let mut lanes = [0.0_f32; POSITIONS];
+        for (p, weight) in weights.iter_mut().enumerate() {
+            *weight = exp(*weight - largest);
+            lanes[p % POSITIONS] += *weight;
+        }
+        queries.totals[i] = Total { largest, sum: reduce_positions(lanes) };
+        let mixed = &mut queries.mixed[i * head_dim..][..head_dim];
+        mixed.fill(0.0);
+        for (weight, values) in weights.iter().zip(cached.values.chunks_exact(head_dim)) {
+            for (mixed, value) in mixed.iter_mut().zip(values) {
+                *mixed = weight.mul_add(value.value(), *mixed);
+            }
         }
     }
-    for out in out {
-        *out *= normalise;
+}
+
+/// The end of a sum over positions: the lanes' upper half onto the lower, then [`reduce`].
+pub(super) fn reduce_positions(lanes: [f32; POSITIONS]) -> f32 {
+    reduce(std::array::from_fn(|i| lanes[i] + lanes[i + LANES]))
+}
+
+/// Adds what another chunk of positions gave, `(total, mixed)`, to what earlier ones gave.
+pub(crate) fn merge(onto: &mut Total, mixed: &mut [f32], total: Total, more: &[f32]) {
+    let largest = onto.largest.max(total.largest);
+    let (old, new) = (exp(onto.largest - largest), exp(total.largest - largest));
+    *onto = Total { largest, sum: onto.sum * old + total.sum * new };
+    for (mixed, more) in mixed.iter_mut().zip(more) {
+        *mixed = *mixed * old + *more * new;
     }
 }
 
@@ -198,6 +200,7 @@ pub(super) fn exp(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use distill_quant::q4_0;
 
     #[test]
     fn exp_is_within_two_ulp_of_float64() {
@@ -215,51 +218,90 @@ mod tests {
 
     #[test]
     fn quantised_products_equal_float64_on_dequantised_values() {
-        let columns = 96;
+        let (rows, columns) = (21, 96);
         let values: Vec<f32> =
-            (0..3 * columns).map(|i| ((i * 37 % 101) as f32 - 50.0) / 17.0).collect();
-        let (mut codes, mut scales) = (vec![0; columns], vec![0.0; columns / BLOCK]);
-        quantize_activations(&values[..columns], &mut codes, &mut scales);
-        let x = Codes { codes: &codes, scales: &scales };
-        let mut bytes = vec![0; 3 * columns / BLOCK * Q4_0_BYTES];
+            (0..rows * columns).map(|i| ((i * 37 % 101) as f32 - 50.0) / 17.0).collect();
+        let blocks = columns / BLOCK;
+        let (mut codes, mut scales, mut offsets) =
+            (vec![0; columns], vec![0.0; blocks], vec![0; blocks]);
+        quantize_activations(&values[..columns], &mut codes, &mut scales, &mut offsets);
+        let x = Codes { codes: &codes, scales: &scales, offsets: &offsets };
+        let mut bytes = vec![0; rows * blocks * q4_0::BYTES];
         q4_0::quantize_row(&values, &mut bytes);
-        let mut w = vec![0.0; 3 * columns];
+        let mut w = vec![0.0; rows * columns];
         q4_0::dequantize(&bytes, &mut w);
-        let mut y = [0.0; 3];
-        (KERNELS.matmul_q4_0_q8_0)(&bytes, x, columns, &mut y, 3);
-        for r in 0..3 {
-            let want: f64 = (0..columns)
-                .map(|c| {
-                    f64::from(w[r * columns + c])
-                        * f64::from(codes[c])
-                        * f64::from(scales[c / BLOCK])
-                })
-                .sum();
-            assert!((f64::from(y[r]) - want).abs() < 1e-4, "{} {want}", y[r]);
+        let mut groups = vec![0; 2 * Grid::Q4_0.group_bytes(columns)];
+        let row_bytes = bytes.len() / rows;
+        for (rows, group) in bytes
+            .chunks(ROWS * row_bytes)
+            .zip(groups.chunks_exact_mut(Grid::Q4_0.group_bytes(columns)))
+        {
+            Grid::Q4_0.pack(rows, columns, group);
+        }
+        let mut y = [f32::NAN; 2 * ROWS];
+        (KERNELS.product_q4_0)(&groups, x, columns, &mut y, 2 * ROWS);
+        for (r, y) in y.iter().enumerate() {
+            let want: f64 = match r < rows {
+                true => (0..columns)
+                    .map(|c| {
+                        f64::from(w[r * columns + c])
+                            * f64::from(codes[c])
+                            * f64::from(scales[c / BLOCK])
+                    })
+                    .sum(),
+                false => 0.0,
+            };
+            assert!((f64::from(*y) - want).abs() < 1e-4, "{r}: {y} {want}");
         }
     }
 
     #[test]
-    fn attention_is_a_softmax_average_in_float64() {
-        let (head_dim, positions) = (20, 11);
+    fn chunks_of_attention_merge_into_a_softmax_average_in_float64() {
+        let (head_dim, positions) = (20, CHUNK + 27);
         let value = |i: usize| ((i * 29 % 53) as f32 - 26.0) / 11.0;
         let q: Vec<f32> = (0..head_dim).map(value).collect();
-        let k: Vec<f32> = (0..positions * head_dim).map(|i| value(i + 5)).collect();
+        let k = |p: usize, d: usize| value(p * head_dim + d + 5);
         let v: Vec<f32> = (0..positions * head_dim).map(|i| value(i + 9)).collect();
-        let (mut scores, mut out) = (vec![0.0; positions], vec![0.0; head_dim]);
-        attend(&q, &k, &v, 0.3, &mut scores, &mut out);
+        let mut result: Option<(Total, Vec<f32>)> = None;
+        for first in [0, CHUNK] {
+            let seen = CHUNK.min(positions - first);
+            let keys: Vec<f32> = (0..seen.div_ceil(POSITIONS) * head_dim * POSITIONS)
+                .map(|i| {
+                    (
+                        i / (head_dim * POSITIONS) * POSITIONS + i % POSITIONS,
+                        i / POSITIONS % head_dim,
+                    )
+                })
+                .map(|(p, d)| k(first + p, d))
+                .collect();
+            let (mut weights, mut totals) = (vec![0.0; CHUNK], [Total::default()]);
+            let mut mixed = vec![0.0; head_dim];
+            attend(
+                Queries {
+                    queries: &q,
+                    seen: &[seen as u32],
+                    scale: 0.3,
+                    weights: &mut weights,
+                    totals: &mut totals,
+                    mixed: &mut mixed,
+                },
+                Cached { keys: &keys, values: &v[first * head_dim..] },
+            );
+            match &mut result {
+                None => result = Some((totals[0], mixed)),
+                Some((total, sum)) => merge(total, sum, totals[0], &mixed),
+            }
+        }
+        let (total, mixed) = result.unwrap();
         let weights: Vec<f64> = (0..positions)
-            .map(|p| {
-                (0..head_dim).map(|d| f64::from(q[d]) * f64::from(k[p * head_dim + d])).sum::<f64>()
-                    * 0.3
-            })
+            .map(|p| (0..head_dim).map(|d| f64::from(q[d]) * f64::from(k(p, d))).sum::<f64>() * 0.3)
             .map(f64::exp)
             .collect();
         for d in 0..head_dim {
             let want: f64 =
                 (0..positions).map(|p| weights[p] * f64::from(v[p * head_dim + d])).sum::<f64>()
                     / weights.iter().sum::<f64>();
-            assert!((f64::from(out[d]) - want).abs() < 1e-5);
+            assert!((f64::from(mixed[d] / total.sum) - want).abs() < 1e-5);
         }
     }
 }

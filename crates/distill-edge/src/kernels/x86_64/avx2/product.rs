@@ -1,0 +1,185 @@
+//! Products of quantised rows.
+//!
+//! ```text
+//! for each half of a group (8 rows) and tile of T tokens:
+//!   acc[t] = 0                                                   8 f32 lanes, one a row
+//!   for each record:
+//!     Q4_0: sum[t] = Σ_j maddubs(low nibbles, a₄ⱼ) + maddubs(high nibbles, a₁₆₊₄ⱼ)     16 bit
+//!           sum[t] = madd(sum[t], 1) + offset
+//!     Q8_0: sum[t] = Σ_j madd(maddubs(|w|, sign(a₄ⱼ, w)), 1)                            32 bit
+//!     acc[t] += cvt(sum[t]) · (weight scales · activation scale)
+//! ```
+//! Four activations are broadcast to all eight rows. `maddubs` multiplies unsigned by signed
+//! bytes and adds pairs in 16 bits. A record's 16 products of a nibble and an activation stay
+//! below 16·15·127 = 30,480 in a lane, so they are added up in 16 bits; 8-bit pairs reach
+//! 2·128·127 = 32,512, so they are widened at once.
+//!
+//! With one token (decode) both halves are taken together, because the weights come from memory
+//! and a record is one run of bytes.
+
+use std::arch::x86_64::{
+    __m256, __m256i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_abs_epi8, _mm256_add_epi16,
+    _mm256_add_epi32, _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_fmadd_ps,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi8,
+    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
+    _mm256_sign_epi8, _mm256_srli_epi16,
+};
+
+use super::super::super::packed::{Q4_0_RECORD, Q8_0_RECORD, ROWS, SCALES};
+use super::super::super::{BLOCK, Codes, LANES};
+use super::super::Token;
+use super::store_f32;
+
+/// Bytes ahead of the current record that are asked for: decoding reads every weight once, and
+/// the hardware alone stops at each page.
+const AHEAD: usize = 2048;
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn load(record: &[u8], at: usize) -> __m256i {
+    let bytes: &[u8; 32] = record[at..].first_chunk().expect("inside the record");
+    // SAFETY: 32 bytes are readable; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+/// The scales of eight rows.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn scales(record: &[u8], half: usize) -> __m256 {
+    let bytes: &[u8; 16] = record[16 * half..].first_chunk().expect("inside the record");
+    // SAFETY: 16 bytes are readable; the load needs no alignment.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
+}
+
+/// Four activation codes in every lane.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn broadcast(codes: &[i8; BLOCK], at: usize) -> __m256i {
+    let four = &codes.as_chunks::<4>().0[at / 4];
+    _mm256_set1_epi32(i32::from_le_bytes(four.map(|code| code as u8)))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn prefetch<const BYTES: usize>(record: &[u8; BYTES]) {
+    for line in 0..BYTES.div_ceil(64) {
+        // A prefetch may name any address, even one that is not mapped.
+        _mm_prefetch::<_MM_HINT_T0>(record.as_ptr().wrapping_add(AHEAD + 64 * line).cast());
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn sum_q4_0<const T: usize>(
+    record: &[u8; Q4_0_RECORD],
+    half: usize,
+    b: usize,
+    x: &[Token<'_>; T],
+) -> [__m256i; T] {
+    let nibble = _mm256_set1_epi8(15);
+    let mut sums = [_mm256_setzero_si256(); T];
+    for j in 0..4 {
+        let packed = load(record, SCALES + 64 * j + 32 * half);
+        let low = _mm256_and_si256(packed, nibble);
+        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), nibble);
+        for t in 0..T {
+            let codes = &x[t].codes[b];
+            let pairs = _mm256_add_epi16(
+                _mm256_maddubs_epi16(low, broadcast(codes, 4 * j)),
+                _mm256_maddubs_epi16(high, broadcast(codes, 16 + 4 * j)),
+            );
+            sums[t] = _mm256_add_epi16(sums[t], pairs);
+        }
+    }
+    for t in 0..T {
+        let sum = _mm256_madd_epi16(sums[t], _mm256_set1_epi16(1));
+        sums[t] = _mm256_add_epi32(sum, _mm256_set1_epi32(x[t].offsets[b]));
+    }
+    sums
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn sum_q8_0<const T: usize>(
+    record: &[u8; Q8_0_RECORD],
+    half: usize,
+    b: usize,
+    x: &[Token<'_>; T],
+) -> [__m256i; T] {
+    let ones = _mm256_set1_epi16(1);
+    let mut sums = [_mm256_setzero_si256(); T];
+    for j in 0..8 {
+        let w = load(record, SCALES + 64 * j + 32 * half);
+        let magnitude = _mm256_abs_epi8(w);
+        for t in 0..T {
+            let a = _mm256_sign_epi8(broadcast(&x[t].codes[b], 4 * j), w);
+            let pairs = _mm256_maddubs_epi16(magnitude, a);
+            sums[t] = _mm256_add_epi32(sums[t], _mm256_madd_epi16(pairs, ones));
+        }
+    }
+    sums
+}
+
+macro_rules! product {
+    ($product:ident, $tile:ident, $sum:ident, $record:ident) => {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        pub fn $product(w: &[u8], x: Codes<'_>, columns: usize, y: &mut [f32], stride: usize) {
+            let blocks = columns / BLOCK;
+            let groups = w.as_chunks::<$record>().0.chunks_exact(blocks);
+            let tokens = x.codes.len() / columns;
+            let fours = tokens / 4 * 4;
+            for (g, group) in groups.enumerate() {
+                let row = g * ROWS;
+                for t in (0..fours).step_by(4) {
+                    let tile = [0, 1, 2, 3].map(|i| Token::new(&x, t + i, blocks));
+                    for half in 0..2 {
+                        let [rows] = $tile([half], group, &tile);
+                        for (i, rows) in rows.into_iter().enumerate() {
+                            let from = (t + i) * stride + row + LANES * half;
+                            y[from..from + LANES].copy_from_slice(&rows);
+                        }
+                    }
+                }
+                for t in fours..tokens {
+                    let halves = $tile([0, 1], group, &[Token::new(&x, t, blocks)]);
+                    let y = &mut y[t * stride + row..][..ROWS];
+                    for (y, [rows]) in y.as_chunks_mut::<LANES>().0.iter_mut().zip(halves) {
+                        *y = rows;
+                    }
+                }
+            }
+        }
+
+        #[target_feature(enable = "avx2,fma,f16c")]
+        #[inline]
+        fn $tile<const H: usize, const T: usize>(
+            halves: [usize; H],
+            group: &[[u8; $record]],
+            x: &[Token<'_>; T],
+        ) -> [[[f32; LANES]; T]; H] {
+            let x = &x.map(|x| x.first(group.len()));
+            let mut acc = [[_mm256_setzero_ps(); T]; H];
+            for (b, record) in group.iter().enumerate() {
+                prefetch(record);
+                for h in 0..H {
+                    let sums = $sum(record, halves[h], b, x);
+                    let scales = scales(record, halves[h]);
+                    for t in 0..T {
+                        let scale = _mm256_mul_ps(scales, _mm256_set1_ps(x[t].scales[b]));
+                        acc[h][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[t]), scale, acc[h][t]);
+                    }
+                }
+            }
+            let mut rows = [[[0.0; LANES]; T]; H];
+            for h in 0..H {
+                for t in 0..T {
+                    store_f32(acc[h][t], &mut rows[h][t]);
+                }
+            }
+            rows
+        }
+    };
+}
+
+product!(product_q4_0, tile_q4_0, sum_q4_0, Q4_0_RECORD);
+product!(product_q8_0, tile_q8_0, sum_q8_0, Q8_0_RECORD);

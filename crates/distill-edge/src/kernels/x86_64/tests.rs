@@ -1,0 +1,236 @@
+//! Every kernel of every table this CPU runs against the specification, bit for bit.
+
+use distill_quant::{f16, q4_0, q8_0};
+
+use super::super::packed::{Grid, ROWS};
+use super::super::{BLOCK, CHUNK, Cached, Codes, Kernels, POSITIONS, Queries, Total, scalar};
+
+/// Values of very different sizes, with zeros, the same for the same seed.
+fn values(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..n)
+        .map(|i| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let unit = (state >> 40) as f32 / (1 << 23) as f32 - 1.0;
+            if i % 97 == 13 { 0.0 } else { unit * [1.0, 3.0, 0.1][i / 32 % 3] }
+        })
+        .collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// The tables to test: those of this CPU, which must have AVX2 at least.
+fn tables() -> Vec<&'static Kernels> {
+    let tables: Vec<_> = [super::avx2(), super::avx512()].into_iter().flatten().collect();
+    assert!(!tables.is_empty(), "these tests need a CPU with AVX2, FMA and F16C");
+    tables
+}
+
+/// What a function of a table gives, the same as the specification's for every table.
+fn check<R: PartialEq + std::fmt::Debug>(what: &str, run: impl Fn(&Kernels) -> R) {
+    let want = run(&scalar::KERNELS);
+    for table in tables() {
+        assert!(run(table) == want, "{what} on {}", table.name);
+    }
+}
+
+const LENGTHS: [usize; 12] = [1, 2, 7, 8, 9, 31, 32, 33, 64, 65, 128, 200];
+
+#[test]
+fn float_products_equal_the_specification_at_every_shape() {
+    for columns in LENGTHS {
+        for (rows, tokens) in [(1, 1), (2, 4), (3, 5), (4, 1), (5, 3), (7, 9), (8, 8)] {
+            let (w, x) = (values(rows * columns, 1), values(tokens * columns, 2));
+            let stride = rows + 3;
+            check(&format!("{rows} × {tokens} × {columns}"), |kernels| {
+                let mut y = vec![7.0; tokens * stride];
+                (kernels.matmul_f32)(&w, &x, columns, &mut y, stride);
+                bits(&y)
+            });
+        }
+    }
+}
+
+/// Codes, scales and offsets of some activations.
+fn quantized(kernels: &Kernels, x: &[f32]) -> (Vec<i8>, Vec<f32>, Vec<i32>) {
+    let blocks = x.len() / BLOCK;
+    let (mut codes, mut scales) = (vec![1; x.len()], vec![1.0; blocks]);
+    let mut offsets = vec![1; blocks];
+    (kernels.quantize_activations)(x, &mut codes, &mut scales, &mut offsets);
+    (codes, scales, offsets)
+}
+
+fn pack(grid: Grid, rows: &[u8], columns: usize) -> Vec<u8> {
+    let row_bytes = columns / BLOCK * grid.block_bytes();
+    rows.chunks(ROWS * row_bytes)
+        .flat_map(|rows| {
+            let mut group = vec![0; grid.group_bytes(columns)];
+            grid.pack(rows, columns, &mut group);
+            group
+        })
+        .collect()
+}
+
+#[test]
+fn integer_products_equal_the_specification_at_every_shape() {
+    for blocks in [1, 2, 3, 7, 18, 48] {
+        let columns = blocks * BLOCK;
+        for (rows, tokens) in [(16, 1), (16, 4), (32, 5), (48, 3), (17, 9), (5, 17)] {
+            let mut x = values(tokens * columns, 3);
+            x[..BLOCK].fill(0.0);
+            let (codes, scales, offsets) = quantized(&scalar::KERNELS, &x);
+            let x = Codes { codes: &codes, scales: &scales, offsets: &offsets };
+            let w = values(rows * columns, 4);
+            let mut q4 = vec![0; w.len() / BLOCK * q4_0::BYTES];
+            let mut q8 = vec![0; w.len() / BLOCK * q8_0::BYTES];
+            q4_0::quantize_row(&w, &mut q4);
+            q8_0::quantize_row(&w, &mut q8);
+            let (q4, q8) = (pack(Grid::Q4_0, &q4, columns), pack(Grid::Q8_0, &q8, columns));
+            let stride = rows.next_multiple_of(ROWS) + 1;
+            check(&format!("{rows} × {tokens} × {columns}"), |kernels| {
+                let mut y = [vec![7.0; tokens * stride], vec![7.0; tokens * stride]];
+                (kernels.product_q4_0)(&q4, x, columns, &mut y[0], stride);
+                (kernels.product_q8_0)(&q8, x, columns, &mut y[1], stride);
+                y.map(|y| bits(&y))
+            });
+        }
+    }
+}
+
+#[test]
+fn the_largest_codes_do_not_overflow() {
+    // −128 never comes from our quantiser, but a file may hold it.
+    for (grid, code, weight) in [
+        (Grid::Q8_0, 0x80, -128.0),
+        (Grid::Q8_0, 0x7F, 127.0),
+        (Grid::Q4_0, 0xFF, 7.0),
+        (Grid::Q4_0, 0x00, -8.0),
+    ] {
+        for activation in [-127_i8, 127] {
+            let mut block = vec![0, 0x3C];
+            block.resize(grid.block_bytes(), code);
+            let group = pack(grid, &block.repeat(ROWS), BLOCK);
+            let offset = -8 * 32 * i32::from(activation);
+            let x = Codes { codes: &[activation; BLOCK], scales: &[1.0], offsets: &[offset] };
+            for table in tables() {
+                let product = match grid {
+                    Grid::Q4_0 => table.product_q4_0,
+                    Grid::Q8_0 => table.product_q8_0,
+                };
+                let mut y = [0.0; ROWS];
+                product(&group, x, BLOCK, &mut y, ROWS);
+                assert_eq!(y, [32.0 * weight * f32::from(activation); ROWS], "{}", table.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn widening_equals_the_specification_for_every_binary16() {
+    let halves: Vec<u8> =
+        (0..=u16::MAX).filter(|b| b & 0x7C00 != 0x7C00).flat_map(u16::to_le_bytes).collect();
+    check("dequantize_f16", |kernels| {
+        let mut values = vec![0.0; halves.len() / 2 - 1];
+        (kernels.dequantize_f16)(&halves[2..], &mut values);
+        bits(&values)
+    });
+    assert_eq!(f16::to_f32(0x3C00), 1.0);
+}
+
+#[test]
+fn narrowing_to_binary16_equals_the_specification() {
+    let mut x = values(1003, 5);
+    x.extend([65504.0, 65519.9, 65520.0, -1e30, 1e-8, 5.97e-8, -0.0, 6.1e-5]);
+    check("to_f16", |kernels| {
+        let mut bits = vec![0; x.len()];
+        (kernels.to_f16)(&x, &mut bits);
+        bits
+    });
+}
+
+#[test]
+fn activation_quantising_equals_the_specification() {
+    let mut x = values(32 * 50, 6);
+    x[..32].fill(0.0);
+    x[32..64].fill(1e-39);
+    x[64..96].fill(-3.0e38);
+    // Ties: with an absmax of 127 the scale is 1, and halves round to even.
+    for (i, x) in x[96..128].iter_mut().enumerate() {
+        *x = if i == 5 { -127.0 } else { i as f32 - 15.5 };
+    }
+    check("quantize_activations", |kernels| {
+        let (codes, scales, offsets) = quantized(kernels, &x);
+        for (codes, offset) in codes.as_chunks::<BLOCK>().0.iter().zip(&offsets) {
+            assert_eq!(-8 * codes.iter().map(|&c| i32::from(c)).sum::<i32>(), *offset);
+        }
+        (codes, bits(&scales), offsets)
+    });
+}
+
+#[test]
+fn attention_equals_the_specification_for_any_queries_and_positions() {
+    for head_dim in [4, 8, 20, 64, 72, 128, 136] {
+        let blocks = CHUNK / POSITIONS;
+        let (k, v) = (values(blocks * head_dim * POSITIONS, 8), values(CHUNK * head_dim, 9));
+        for seen in [
+            &[1_u32][..],
+            &[3, 3],
+            &[16, 17, 18],
+            &[256, 256, 256],
+            &[31, 31, 32, 32, 33, 33, 34],
+            &[250, 251, 252, 253, 254, 255, 256, 256],
+        ] {
+            let q = values(seen.len() * head_dim, 7);
+            // What lies beyond the furthest position is never looked at.
+            let furthest = *seen.last().unwrap() as usize;
+            let k = &k[..furthest.div_ceil(POSITIONS) * head_dim * POSITIONS];
+            let v = &v[..furthest * head_dim];
+            check(&format!("{head_dim} × {seen:?}"), |kernels| {
+                let run = |attend: &dyn Fn(Queries<'_>)| {
+                    let mut weights = vec![7.0; seen.len() * CHUNK];
+                    let mut totals = vec![Total::default(); seen.len()];
+                    let mut mixed = vec![7.0; q.len()];
+                    attend(Queries {
+                        queries: &q,
+                        seen,
+                        scale: 0.5,
+                        weights: &mut weights,
+                        totals: &mut totals,
+                        mixed: &mut mixed,
+                    });
+                    (totals, bits(&mixed))
+                };
+                let half = |x: &[f32]| {
+                    let mut bits = vec![0; x.len()];
+                    (kernels.to_f16)(x, &mut bits);
+                    bits
+                };
+                let (k16, v16) = (half(k), half(v));
+                [
+                    run(&|queries| (kernels.attend_f32)(queries, Cached { keys: k, values: v })),
+                    run(&|queries| {
+                        (kernels.attend_f16)(queries, Cached { keys: &k16, values: &v16 });
+                    }),
+                ]
+            });
+        }
+    }
+}
+
+#[test]
+fn norm_and_silu_equal_the_specification() {
+    for n in LENGTHS {
+        let (x, w) = (values(n, 10), values(n, 11));
+        check(&format!("{n}"), |kernels| {
+            let mut out = vec![0.0; n];
+            (kernels.rms_norm)(&x, &w, 1e-5, &mut out);
+            let mut gate: Vec<f32> = x.iter().map(|x| x * 40.0).collect();
+            (kernels.silu_mul)(&mut gate, &w);
+            (bits(&out), bits(&gate))
+        });
+    }
+}

@@ -3,7 +3,7 @@
 //! T stands for [`TILE`], the tokens computed together.
 
 use crate::config::Config;
-use crate::kernels::packed::ROWS;
+use distill_quant::packed::ROWS;
 use crate::kernels::{BLOCK, CHUNK, Codes, Total};
 use crate::shared::Shared;
 

@@ -25,7 +25,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::buffers::{AttentionScratch, Board, PANEL, QUERY_TILE, Scratch, TILE};
 use crate::cache::{Cache, Part};
-use crate::kernels::packed::{Grid, ROWS};
+use distill_quant::packed::{Packed, ROWS};
 use crate::kernels::{BLOCK, CHUNK, Queries, Total, merge};
 use crate::model::{Activations, Inner};
 use crate::plan::{share, within};
@@ -496,8 +496,8 @@ impl Pass<'_, '_> {
             // SAFETY: written before the last barrier, or by this thread for itself.
             let x = unsafe { inputs.codes(tokens * columns) };
             let product = match grid {
-                Grid::Q4_0 => model.kernels.product_q4_0,
-                Grid::Q8_0 => model.kernels.product_q8_0,
+                Packed::Q4_0 => model.kernels.product_q4_0,
+                Packed::Q8_0 => model.kernels.product_q8_0,
             };
             product(bytes, x, columns, y, PANEL * ROWS);
             return;
@@ -546,7 +546,7 @@ fn normalise(mixed: &mut [f32], total: Total) {
 /// The bytes of some groups of a packed matrix.
 fn packed<'m>(
     model: &'m Inner,
-    grid: Grid,
+    grid: Packed,
     columns: usize,
     range: &Range<usize>,
     groups: Range<usize>,

@@ -9,7 +9,7 @@ use distill_gguf::{GgmlType, GgufFile};
 use crate::EdgeError;
 use crate::arena::Arena;
 use crate::config::Config;
-use crate::kernels::packed::{Grid, ROWS};
+use distill_quant::packed::{Packed, ROWS};
 
 /// How the rows of a matrix are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,8 +18,8 @@ pub(crate) enum Storage {
     F32(Range<usize>),
     /// Rows of binary16, where they lie in the file.
     F16(Range<usize>),
-    /// Groups of [`crate::kernels::packed`] rows, where they lie in the arena.
-    Packed(Grid, Range<usize>),
+    /// Groups of [`distill_quant::packed`] rows, where they lie in the arena.
+    Packed(Packed, Range<usize>),
 }
 
 /// A weight matrix.
@@ -166,7 +166,7 @@ struct Loader<'f> {
 
 /// A matrix to be packed.
 struct Packing {
-    grid: Grid,
+    grid: Packed,
     columns: usize,
     /// Where its rows lie in the file.
     from: Range<usize>,
@@ -210,15 +210,15 @@ impl Loader<'_> {
         let storage = match found {
             GgmlType::F32 => Storage::F32(range),
             GgmlType::F16 => Storage::F16(range),
-            GgmlType::Q4_0 => self.packing(Grid::Q4_0, columns, rows, range),
-            GgmlType::Q8_0 => self.packing(Grid::Q8_0, columns, rows, range),
+            GgmlType::Q4_0 => self.packing(Packed::Q4_0, columns, rows, range),
+            GgmlType::Q8_0 => self.packing(Packed::Q8_0, columns, rows, range),
             _ => return Err(self.wrong_type(tensor, "F32, F16, Q4_0 or Q8_0", found)),
         };
         Ok(Matrix { storage, columns, rows })
     }
 
     /// Reserves room in the arena.
-    fn packing(&mut self, grid: Grid, columns: usize, rows: usize, from: Range<usize>) -> Storage {
+    fn packing(&mut self, grid: Packed, columns: usize, rows: usize, from: Range<usize>) -> Storage {
         let bytes = rows.div_ceil(ROWS) * grid.group_bytes(columns);
         let to = self.packed..self.packed + bytes;
         self.packed = to.end;

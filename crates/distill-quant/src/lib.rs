@@ -17,6 +17,8 @@
 //! | [`q6_k`] | 256 | 210 | | yes |
 //! | [`mod@f16`], [`bf16`] | 1 | 2 | yes | yes |
 //!
+//! [`packed`] is how the runtime holds Q4_0 and Q8_0 matrices.
+//!
 //! The byte layouts are those of ggml, so that a block can be written to a GGUF file as it is.
 //!
 //! # Preconditions
@@ -33,6 +35,7 @@ extern crate std;
 
 pub mod bf16;
 pub mod f16;
+pub mod packed;
 pub mod q4_0;
 pub mod q4_1;
 pub mod q4_k;

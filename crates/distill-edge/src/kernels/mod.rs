@@ -4,9 +4,8 @@
 //! set's table gives **the same bits**. The orders never depend on how many rows, tokens or
 //! threads compute together; so prefill equals decode, and one thread equals many, bit for bit.
 //!
-//! Quantised matrices are in the layout of [`packed`]: sixteen rows side by side, one row a lane.
+//! Quantised matrices are in the layout of [`distill_quant::packed`]: sixteen rows side by side, one row a lane.
 
-pub(crate) mod packed;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -43,7 +42,7 @@ pub(crate) struct Codes<'a> {
 /// - `y`: at least (tokens − 1) · stride + rows
 pub(crate) type MatmulF32 = fn(w: &[f32], x: &[f32], columns: usize, y: &mut [f32], stride: usize);
 
-/// As [`MatmulF32`] on whole groups of [`packed`] rows and quantised activations; the padding
+/// As [`MatmulF32`] on whole groups of [`distill_quant::packed`] rows and quantised activations; the padding
 /// rows of a last group are written too.
 pub(crate) type Product = fn(w: &[u8], x: Codes<'_>, columns: usize, y: &mut [f32], stride: usize);
 

@@ -9,7 +9,7 @@
 
 use distill_quant::{f16, q8_0};
 
-use super::packed::{self, Grid, ROWS};
+use distill_quant::packed::{self, Packed, ROWS};
 use super::{BLOCK, CHUNK, Cached, Codes, Kernels, LANES, POSITIONS, Queries, Total};
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -18,8 +18,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     to_f16,
     quantize_activations,
     matmul_f32,
-    product_q4_0: |w, x, columns, y, stride| product(Grid::Q4_0, w, x, columns, y, stride),
-    product_q8_0: |w, x, columns, y, stride| product(Grid::Q8_0, w, x, columns, y, stride),
+    product_q4_0: |w, x, columns, y, stride| product(Packed::Q4_0, w, x, columns, y, stride),
+    product_q8_0: |w, x, columns, y, stride| product(Packed::Q8_0, w, x, columns, y, stride),
     attend_f32: attend::<f32>,
     attend_f16: attend::<u16>,
     rms_norm,
@@ -67,7 +67,7 @@ fn matmul_f32(w: &[f32], x: &[f32], columns: usize, y: &mut [f32], stride: usize
     }
 }
 
-fn product(grid: Grid, w: &[u8], x: Codes<'_>, columns: usize, y: &mut [f32], stride: usize) {
+fn product(grid: Packed, w: &[u8], x: Codes<'_>, columns: usize, y: &mut [f32], stride: usize) {
     let blocks = columns / BLOCK;
     for (g, group) in w.chunks_exact(grid.group_bytes(columns)).enumerate() {
         for (t, codes) in x.codes.chunks_exact(columns).enumerate() {
@@ -230,13 +230,13 @@ mod tests {
         q4_0::quantize_row(&values, &mut bytes);
         let mut w = vec![0.0; rows * columns];
         q4_0::dequantize(&bytes, &mut w);
-        let mut groups = vec![0; 2 * Grid::Q4_0.group_bytes(columns)];
+        let mut groups = vec![0; 2 * Packed::Q4_0.group_bytes(columns)];
         let row_bytes = bytes.len() / rows;
         for (rows, group) in bytes
             .chunks(ROWS * row_bytes)
-            .zip(groups.chunks_exact_mut(Grid::Q4_0.group_bytes(columns)))
+            .zip(groups.chunks_exact_mut(Packed::Q4_0.group_bytes(columns)))
         {
-            Grid::Q4_0.pack(rows, columns, group);
+            Packed::Q4_0.pack(rows, columns, group);
         }
         let mut y = [f32::NAN; 2 * ROWS];
         (KERNELS.product_q4_0)(&groups, x, columns, &mut y, 2 * ROWS);

@@ -2,7 +2,7 @@
 
 use distill_quant::{f16, q4_0, q8_0};
 
-use super::super::packed::{Grid, ROWS};
+use distill_quant::packed::{Packed, ROWS};
 use super::super::{BLOCK, CHUNK, Cached, Codes, Kernels, POSITIONS, Queries, Total, scalar};
 
 /// Values of very different sizes, with zeros, the same for the same seed.
@@ -64,7 +64,7 @@ fn quantized(kernels: &Kernels, x: &[f32]) -> (Vec<i8>, Vec<f32>, Vec<i32>) {
     (codes, scales, offsets)
 }
 
-fn pack(grid: Grid, rows: &[u8], columns: usize) -> Vec<u8> {
+fn pack(grid: Packed, rows: &[u8], columns: usize) -> Vec<u8> {
     let row_bytes = columns / BLOCK * grid.block_bytes();
     rows.chunks(ROWS * row_bytes)
         .flat_map(|rows| {
@@ -89,7 +89,7 @@ fn integer_products_equal_the_specification_at_every_shape() {
             let mut q8 = vec![0; w.len() / BLOCK * q8_0::BYTES];
             q4_0::quantize_row(&w, &mut q4);
             q8_0::quantize_row(&w, &mut q8);
-            let (q4, q8) = (pack(Grid::Q4_0, &q4, columns), pack(Grid::Q8_0, &q8, columns));
+            let (q4, q8) = (pack(Packed::Q4_0, &q4, columns), pack(Packed::Q8_0, &q8, columns));
             let stride = rows.next_multiple_of(ROWS) + 1;
             check(&format!("{rows} × {tokens} × {columns}"), |kernels| {
                 let mut y = [vec![7.0; tokens * stride], vec![7.0; tokens * stride]];
@@ -105,10 +105,10 @@ fn integer_products_equal_the_specification_at_every_shape() {
 fn the_largest_codes_do_not_overflow() {
     // −128 never comes from our quantiser, but a file may hold it.
     for (grid, code, weight) in [
-        (Grid::Q8_0, 0x80, -128.0),
-        (Grid::Q8_0, 0x7F, 127.0),
-        (Grid::Q4_0, 0xFF, 7.0),
-        (Grid::Q4_0, 0x00, -8.0),
+        (Packed::Q8_0, 0x80, -128.0),
+        (Packed::Q8_0, 0x7F, 127.0),
+        (Packed::Q4_0, 0xFF, 7.0),
+        (Packed::Q4_0, 0x00, -8.0),
     ] {
         for activation in [-127_i8, 127] {
             let mut block = vec![0, 0x3C];
@@ -118,8 +118,8 @@ fn the_largest_codes_do_not_overflow() {
             let x = Codes { codes: &[activation; BLOCK], scales: &[1.0], offsets: &[offset] };
             for table in tables() {
                 let product = match grid {
-                    Grid::Q4_0 => table.product_q4_0,
-                    Grid::Q8_0 => table.product_q8_0,
+                    Packed::Q4_0 => table.product_q4_0,
+                    Packed::Q8_0 => table.product_q8_0,
                 };
                 let mut y = [0.0; ROWS];
                 product(&group, x, BLOCK, &mut y, ROWS);

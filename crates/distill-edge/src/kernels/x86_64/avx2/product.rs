@@ -25,7 +25,7 @@ use std::arch::x86_64::{
     _mm256_sign_epi8, _mm256_srli_epi16,
 };
 
-use super::super::super::packed::{Q4_0_RECORD, Q8_0_RECORD, ROWS, SCALES};
+use distill_quant::packed::{Q4_0_RECORD, Q8_0_RECORD, ROWS, SCALES};
 use super::super::super::{BLOCK, Codes, LANES};
 use super::super::Token;
 use super::store_f32;

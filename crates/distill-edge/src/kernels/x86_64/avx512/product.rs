@@ -18,7 +18,7 @@ use std::arch::x86_64::{
     _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_xor_si512,
 };
 
-use super::super::super::packed::{Q4_0_RECORD, Q8_0_RECORD, ROWS, SCALES};
+use distill_quant::packed::{Q4_0_RECORD, Q8_0_RECORD, ROWS, SCALES};
 use super::super::super::{BLOCK, Codes};
 use super::super::Token;
 

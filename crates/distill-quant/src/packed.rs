@@ -1,4 +1,5 @@
-//! How quantised matrices lie in memory: sixteen rows side by side.
+//! How quantised matrices lie in the runtime's memory and in `model.edge`: sixteen rows side by
+//! side.
 //!
 //! A *group* is 16 consecutive rows; a *record* is one block of 32 columns of a group:
 //!
@@ -15,29 +16,30 @@
 //! file, in another order: four columns of eight or sixteen rows fill one vector register, so that
 //! a product needs no sum across lanes, and a row's scale is its lane's.
 
-use distill_quant::{f16, q4_0, q8_0};
-
-use super::BLOCK;
+use crate::{BLOCK, f16, q4_0, q8_0};
 
 /// Rows of a group.
-pub(crate) const ROWS: usize = 16;
-/// Bytes of a record's scales.
-pub(super) const SCALES: usize = 2 * ROWS;
+pub const ROWS: usize = 16;
+/// Bytes of a record's scales, with which it begins.
+pub const SCALES: usize = 2 * ROWS;
 /// Bytes of a record.
-pub(super) const Q4_0_RECORD: usize = SCALES + ROWS * BLOCK / 2;
+pub const Q4_0_RECORD: usize = ROWS * q4_0::BYTES;
 /// Bytes of a record.
-pub(super) const Q8_0_RECORD: usize = SCALES + ROWS * BLOCK;
+pub const Q8_0_RECORD: usize = ROWS * q8_0::BYTES;
 
 /// A grid of integer codes with a packed layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Grid {
+pub enum Packed {
+    /// See [`crate::q4_0`].
     Q4_0,
+    /// See [`crate::q8_0`].
     Q8_0,
 }
 
-impl Grid {
+impl Packed {
     /// Bytes of a block in a file: its scale, then its codes.
-    pub fn block_bytes(self) -> usize {
+    #[must_use]
+    pub const fn block_bytes(self) -> usize {
         match self {
             Self::Q4_0 => q4_0::BYTES,
             Self::Q8_0 => q8_0::BYTES,
@@ -45,36 +47,41 @@ impl Grid {
     }
 
     /// Bytes of a group of rows of this many columns.
-    pub fn group_bytes(self, columns: usize) -> usize {
+    #[must_use]
+    pub const fn group_bytes(self, columns: usize) -> usize {
         columns / BLOCK * ROWS * self.block_bytes()
     }
 
     /// Packs up to 16 rows of a file into one group.
     ///
     /// # Shapes
-    /// - `rows`: [rows, columns / 32] blocks; `group`: [`Grid::group_bytes`]
+    /// - `rows`: `[rows, columns / 32]` blocks of a file; `group`: [`Packed::group_bytes`]
+    ///
+    /// # Panics
+    /// If `group` has another length.
     pub fn pack(self, rows: &[u8], columns: usize, group: &mut [u8]) {
         let (blocks, bytes) = (columns / BLOCK, self.block_bytes());
-        let zero = vec![0; bytes];
-        let zero = match self {
-            // Code 0 is stored as 8.
-            Self::Q4_0 => [vec![0; 2], vec![0x88; bytes - 2]].concat(),
-            Self::Q8_0 => zero,
-        };
+        assert_eq!(group.len(), self.group_bytes(columns), "one group");
+        // Code 0 of Q4_0 is stored as 8.
+        let nothing = [if self == Self::Q4_0 { 0x88 } else { 0 }; 4];
         for (b, record) in group.chunks_exact_mut(ROWS * bytes).enumerate() {
             let (scales, codes) = record.split_at_mut(SCALES);
             for (r, scale) in scales.chunks_exact_mut(2).enumerate() {
                 let from = (r * blocks + b) * bytes;
-                let block = rows.get(from..from + bytes).unwrap_or(&zero);
-                scale.copy_from_slice(&block[..2]);
-                for (j, four) in block[2..].chunks_exact(4).enumerate() {
+                let block = rows.get(from..from + bytes);
+                scale.copy_from_slice(block.map_or(&[0; 2][..], |block| &block[..2]));
+                for j in 0..(bytes - 2) / 4 {
+                    let four = block.map_or(&nothing[..], |block| &block[2 + 4 * j..6 + 4 * j]);
                     codes[4 * ROWS * j + 4 * r..][..4].copy_from_slice(four);
                 }
             }
         }
     }
 
-    /// The values of one row of a group; `row` has the matrix's columns.
+    /// The values of row `r` of a group; `row` has the matrix's columns.
+    ///
+    /// # Panics
+    /// If `r` is 16 or more.
     pub fn dequantize_row(self, group: &[u8], r: usize, row: &mut [f32]) {
         let records = group.chunks_exact(ROWS * self.block_bytes());
         for (record, out) in records.zip(row.as_chunks_mut::<BLOCK>().0) {
@@ -83,10 +90,14 @@ impl Grid {
         }
     }
 
-    /// The codes of one row of a record.
-    pub(super) fn codes(self, record: &[u8], r: usize) -> [i8; BLOCK] {
+    /// The codes of row `r` of a record.
+    ///
+    /// # Panics
+    /// If `r` is 16 or more, or the record is too short.
+    #[must_use]
+    pub fn codes(self, record: &[u8], r: usize) -> [i8; BLOCK] {
         let byte = |c: usize| record[SCALES + 4 * ROWS * (c / 4) + 4 * r + c % 4];
-        std::array::from_fn(|c| match self {
+        core::array::from_fn(|c| match self {
             Self::Q4_0 if c < BLOCK / 2 => (byte(c) & 15) as i8 - 8,
             Self::Q4_0 => (byte(c - BLOCK / 2) >> 4) as i8 - 8,
             Self::Q8_0 => byte(c) as i8,
@@ -94,14 +105,20 @@ impl Grid {
     }
 }
 
-/// The scale of one row of a record.
-pub(super) fn scale(record: &[u8], r: usize) -> f32 {
+/// The scale of row `r` of a record.
+///
+/// # Panics
+/// If `r` is 16 or more.
+#[must_use]
+pub fn scale(record: &[u8], r: usize) -> f32 {
     f16::to_f32(u16::from_le_bytes([record[2 * r], record[2 * r + 1]]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::vec;
+    use std::vec::Vec;
 
     #[test]
     fn a_packed_row_holds_the_values_of_the_files_row_and_padding_is_zero() {
@@ -109,15 +126,15 @@ mod tests {
         for rows in [16, 5] {
             let values: Vec<f32> =
                 (0..rows * columns).map(|i| ((i * 37 % 101) as f32 - 50.0) / 17.0).collect();
-            for grid in [Grid::Q4_0, Grid::Q8_0] {
+            for grid in [Packed::Q4_0, Packed::Q8_0] {
                 let mut bytes = vec![0; rows * columns / BLOCK * grid.block_bytes()];
                 let mut want = vec![0.0; values.len()];
                 match grid {
-                    Grid::Q4_0 => {
+                    Packed::Q4_0 => {
                         q4_0::quantize_row(&values, &mut bytes);
                         q4_0::dequantize(&bytes, &mut want);
                     }
-                    Grid::Q8_0 => {
+                    Packed::Q8_0 => {
                         q8_0::quantize_row(&values, &mut bytes);
                         q8_0::dequantize(&bytes, &mut want);
                     }

@@ -3,9 +3,9 @@
 //! T stands for [`TILE`], the tokens computed together.
 
 use crate::config::Config;
-use distill_quant::packed::ROWS;
 use crate::kernels::{BLOCK, CHUNK, Codes, Total};
 use crate::shared::Shared;
+use distill_quant::packed::ROWS;
 
 /// Tokens computed together in prefill: a weight is read from memory once for all of them.
 pub(crate) const TILE: usize = 128;

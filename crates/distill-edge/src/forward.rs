@@ -25,14 +25,14 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::buffers::{AttentionScratch, Board, PANEL, QUERY_TILE, Scratch, TILE};
 use crate::cache::{Cache, Part};
-use distill_quant::packed::{Packed, ROWS};
 use crate::kernels::{BLOCK, CHUNK, Queries, Total, merge};
 use crate::model::{Activations, Inner};
 use crate::plan::{share, within};
 use crate::rope;
 use crate::team::Team;
 use crate::trace::{LinearInput, QuantizedInput, Trace};
-use crate::weights::{Layer, Matrix, Storage};
+use crate::weights::{Layer, Matrix, Place, Storage};
+use distill_quant::packed::{Packed, ROWS};
 
 /// What the threads of a session share.
 #[derive(Debug)]
@@ -489,10 +489,10 @@ impl Pass<'_, '_> {
         let (model, columns) = (self.model, matrix.columns);
         let inputs = if tokens == 1 { &self.scratch.inputs } else { &self.board.inputs };
         let y = &mut self.scratch.panels[panel];
-        if let (Activations::Q8_0, Storage::Packed(grid, range)) =
+        if let (Activations::Q8_0, Storage::Packed(grid, place)) =
             (model.activations, &matrix.storage)
         {
-            let bytes = packed(model, *grid, columns, range, groups);
+            let bytes = packed(model, *grid, columns, place, groups);
             // SAFETY: written before the last barrier, or by this thread for itself.
             let x = unsafe { inputs.codes(tokens * columns) };
             let product = match grid {
@@ -548,11 +548,14 @@ fn packed<'m>(
     model: &'m Inner,
     grid: Packed,
     columns: usize,
-    range: &Range<usize>,
+    place: &Place,
     groups: Range<usize>,
 ) -> &'m [u8] {
     let bytes = grid.group_bytes(columns);
-    let matrix = &model.weights.arena.bytes()[range.clone()];
+    let matrix = match place {
+        Place::File(range) => &model.file.bytes()[range.clone()],
+        Place::Arena(range) => &model.weights.arena.bytes()[range.clone()],
+    };
     &matrix[groups.start * bytes..groups.end * bytes]
 }
 
@@ -565,8 +568,8 @@ fn embedding(model: &Inner, token: usize, values: &mut [f32]) {
 fn row_of(model: &Inner, matrix: &Matrix, row: usize, values: &mut [f32]) {
     let columns = matrix.columns;
     match &matrix.storage {
-        Storage::Packed(grid, range) => {
-            let group = packed(model, *grid, columns, range, row / ROWS..row / ROWS + 1);
+        Storage::Packed(grid, place) => {
+            let group = packed(model, *grid, columns, place, row / ROWS..row / ROWS + 1);
             grid.dequantize_row(group, row % ROWS, values);
         }
         Storage::F16(range) => {

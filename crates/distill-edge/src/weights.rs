@@ -18,8 +18,17 @@ pub(crate) enum Storage {
     F32(Range<usize>),
     /// Rows of binary16, where they lie in the file.
     F16(Range<usize>),
-    /// Groups of [`distill_quant::packed`] rows, where they lie in the arena.
-    Packed(Packed, Range<usize>),
+    /// Groups of [`distill_quant::packed`] rows.
+    Packed(Packed, Place),
+}
+
+/// Where packed groups lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In the mapped file, which holds them so.
+    File(Range<usize>),
+    /// In the arena, where they were packed at load.
+    Arena(Range<usize>),
 }
 
 /// A weight matrix.
@@ -50,7 +59,9 @@ impl Matrix {
 
     fn bytes(&self) -> usize {
         match &self.storage {
-            Storage::F32(range) | Storage::F16(range) | Storage::Packed(_, range) => range.len(),
+            Storage::F32(range)
+            | Storage::F16(range)
+            | Storage::Packed(_, Place::File(range) | Place::Arena(range)) => range.len(),
         }
     }
 }
@@ -69,8 +80,8 @@ pub(crate) struct Layer {
     pub down: Matrix,
 }
 
-/// All tensors of a model. Quantised matrices are packed into the arena, matrices of floats stay
-/// in the mapped file, norms are copied.
+/// All tensors of a model. Quantised matrices that the file does not hold packed are packed into
+/// the arena; all others stay in the mapped file; norms are copied.
 #[derive(Debug)]
 pub(crate) struct Weights {
     pub arena: Arena,
@@ -185,7 +196,7 @@ impl Loader<'_> {
         tensor: &str,
         dims: &[usize],
     ) -> Result<(GgmlType, Range<usize>), EdgeError> {
-        let expected: Vec<u64> = dims.iter().map(|&d| d as u64).collect();
+        let mut expected: Vec<u64> = dims.iter().map(|&d| d as u64).collect();
         let Some(view) = self.file.tensor(tensor) else {
             return Err(EdgeError::MissingTensor {
                 file: self.path.to_owned(),
@@ -193,6 +204,10 @@ impl Loader<'_> {
                 expected,
             });
         };
+        let packed = matches!(view.info.ty, GgmlType::Q4_0X16 | GgmlType::Q8_0X16);
+        if packed && let [_, rows] = expected.as_mut_slice() {
+            *rows = rows.next_multiple_of(ROWS as u64);
+        }
         if significant(&view.info.dims) != significant(&expected) {
             return Err(EdgeError::Shape {
                 file: self.path.to_owned(),
@@ -212,18 +227,26 @@ impl Loader<'_> {
             GgmlType::F16 => Storage::F16(range),
             GgmlType::Q4_0 => self.packing(Packed::Q4_0, columns, rows, range),
             GgmlType::Q8_0 => self.packing(Packed::Q8_0, columns, rows, range),
+            GgmlType::Q4_0X16 => Storage::Packed(Packed::Q4_0, Place::File(range)),
+            GgmlType::Q8_0X16 => Storage::Packed(Packed::Q8_0, Place::File(range)),
             _ => return Err(self.wrong_type(tensor, "F32, F16, Q4_0 or Q8_0", found)),
         };
         Ok(Matrix { storage, columns, rows })
     }
 
     /// Reserves room in the arena.
-    fn packing(&mut self, grid: Packed, columns: usize, rows: usize, from: Range<usize>) -> Storage {
+    fn packing(
+        &mut self,
+        grid: Packed,
+        columns: usize,
+        rows: usize,
+        from: Range<usize>,
+    ) -> Storage {
         let bytes = rows.div_ceil(ROWS) * grid.group_bytes(columns);
         let to = self.packed..self.packed + bytes;
         self.packed = to.end;
         self.packings.push(Packing { grid, columns, from, bytes });
-        Storage::Packed(grid, to)
+        Storage::Packed(grid, Place::Arena(to))
     }
 
     /// Packs all quantised matrices, on as many threads as there are CPUs.

@@ -138,8 +138,29 @@ fn scalar_kernels_give_the_same_bits() {
         let ids = tokens(40);
         let scalar = load(KernelChoice::Scalar);
         assert_eq!(scalar.kernel_name(), "scalar");
-        let best = score(&load(KernelChoice::Best), &ids, KvType::F16, 2);
-        assert_eq!(bits(&best), bits(&score(&scalar, &ids, KvType::F16, 2)));
+        for kv in [KvType::F16, KvType::F32] {
+            let scalar = score(&scalar, &ids, kv, 2);
+            for kernels in [KernelChoice::Best, KernelChoice::Avx2] {
+                assert_eq!(bits(&score(&load(kernels), &ids, kv, 2)), bits(&scalar));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_packed_file_gives_the_same_bits() {
+    for shape in shapes() {
+        for (linears, embeddings) in
+            [(GgmlType::Q4_0, GgmlType::Q8_0), (GgmlType::Q8_0, GgmlType::F16)]
+        {
+            let draft = || tiny_model::Draft::new(shape, linears, embeddings);
+            let (plain, packed) = (draft().finish(), draft().packed().finish());
+            let ids = tokens(20);
+            for activations in [Activations::Q8_0, Activations::Float] {
+                let logits = |tiny| bits(&score(&load(tiny, activations), &ids, KvType::F16, 2));
+                assert_eq!(logits(&plain), logits(&packed), "{shape:?} {activations:?}");
+            }
+        }
     }
 }
 
@@ -148,9 +169,10 @@ fn prefill_decode_and_score_give_the_same_bits() {
     let tiny = TinyModel::new(SHAPE, GgmlType::Q4_0, GgmlType::Q8_0);
     for activations in [Activations::Q8_0, Activations::Float] {
         let model = load(&tiny, activations);
-        let ids = tokens(75);
+        // More than two tiles of tokens and one chunk of positions.
+        let ids = tokens(300);
         let scored = score(&model, &ids, KvType::F16, 2);
-        let options = SessionOptions { context: 75, kv: KvType::F16, threads: 2 };
+        let options = SessionOptions { context: 300, kv: KvType::F16, threads: 2 };
         let mut session = Session::new(&model, options).unwrap();
         for (id, want) in ids.iter().zip(&scored) {
             assert_eq!(
@@ -158,7 +180,7 @@ fn prefill_decode_and_score_give_the_same_bits() {
                 bits(std::slice::from_ref(want))
             );
         }
-        for cut in [1, 31, 32, 33, 64, 74] {
+        for cut in [1, 15, 16, 17, 127, 128, 129, 255, 256, 257, 299] {
             session.reset();
             assert_eq!(
                 bits(&[session.prefill(&ids[..cut]).unwrap().to_vec()]),
@@ -166,7 +188,7 @@ fn prefill_decode_and_score_give_the_same_bits() {
             );
             assert_eq!(
                 bits(&[session.prefill(&ids[cut..]).unwrap().to_vec()]),
-                bits(&scored[74..]),
+                bits(&scored[299..]),
                 "cut at {cut}"
             );
         }

@@ -6,6 +6,7 @@
 //! that what ships is what was trained.
 //!
 //! - [`export_gguf`]: one GGUF file with weights and tokenizer, complete for llama.cpp.
+//! - [`export_edge`]: that file again, in the order in which the edge runtime computes.
 //! - [`export_huggingface`]: the directory again, in another float type if wanted.
 //!
 //! Tensors stream through memory in pieces of about a MiB. A finished file takes its name only
@@ -13,6 +14,7 @@
 
 mod checkpoint;
 mod config;
+mod edge;
 mod error;
 mod gguf;
 mod huggingface;
@@ -20,6 +22,7 @@ mod safetensors_header;
 mod tokenizer;
 mod weights;
 
+pub use edge::export_edge;
 pub use error::{ExportError, Mismatch};
 pub use gguf::{Activations, GgufOptions, Grid, export_gguf};
 pub use huggingface::{FloatType, export_huggingface};

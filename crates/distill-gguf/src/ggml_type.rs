@@ -2,8 +2,11 @@
 
 /// A tensor's storage type, with the number it has in a file.
 ///
-/// All but the integers and [`GgmlType::F64`] can be dequantised; those are known by their sizes
-/// only, so that a file which holds one can still be read.
+/// All but the integers, [`GgmlType::F64`] and the packed types can be dequantised; those are known
+/// by their sizes only, so that a file which holds one can still be read.
+///
+/// The packed types are not ggml's: their numbers are far from any of its, so that its readers
+/// refuse a file that has them. Their dims are those of whole groups of 16 rows.
 #[allow(non_camel_case_types)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u32)]
@@ -40,11 +43,15 @@ pub enum GgmlType {
     F64 = 28,
     /// bfloat16.
     BF16 = 30,
+    /// [`GgmlType::Q4_0`] in the order of [`distill_quant::packed`].
+    Q4_0X16 = 16_002,
+    /// [`GgmlType::Q8_0`] in the order of [`distill_quant::packed`].
+    Q8_0X16 = 16_008,
 }
 
 impl GgmlType {
     /// Every type, in the order of its number.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::F32,
         Self::F16,
         Self::Q4_0,
@@ -61,6 +68,8 @@ impl GgmlType {
         Self::I64,
         Self::F64,
         Self::BF16,
+        Self::Q4_0X16,
+        Self::Q8_0X16,
     ];
 
     /// The type of number `id`, if it is one of these.
@@ -75,7 +84,7 @@ impl GgmlType {
         self as u32
     }
 
-    /// ggml's name.
+    /// ggml's name, or ours of a packed type.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -95,6 +104,8 @@ impl GgmlType {
             Self::I64 => "I64",
             Self::F64 => "F64",
             Self::BF16 => "BF16",
+            Self::Q4_0X16 => "Q4_0x16",
+            Self::Q8_0X16 => "Q8_0x16",
         }
     }
 
@@ -102,7 +113,13 @@ impl GgmlType {
     #[must_use]
     pub const fn block_elements(self) -> usize {
         match self {
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => distill_quant::BLOCK,
+            Self::Q4_0
+            | Self::Q4_1
+            | Self::Q5_0
+            | Self::Q5_1
+            | Self::Q8_0
+            | Self::Q4_0X16
+            | Self::Q8_0X16 => distill_quant::BLOCK,
             Self::Q4_K | Self::Q5_K | Self::Q6_K => distill_quant::SUPER_BLOCK,
             _ => 1,
         }
@@ -116,11 +133,11 @@ impl GgmlType {
             Self::F16 | Self::BF16 | Self::I16 => 2,
             Self::F32 | Self::I32 => 4,
             Self::F64 | Self::I64 => 8,
-            Self::Q4_0 => distill_quant::q4_0::BYTES,
+            Self::Q4_0 | Self::Q4_0X16 => distill_quant::q4_0::BYTES,
             Self::Q4_1 => distill_quant::q4_1::BYTES,
             Self::Q5_0 => distill_quant::q5_0::BYTES,
             Self::Q5_1 => distill_quant::q5_1::BYTES,
-            Self::Q8_0 => distill_quant::q8_0::BYTES,
+            Self::Q8_0 | Self::Q8_0X16 => distill_quant::q8_0::BYTES,
             Self::Q4_K => distill_quant::q4_k::BYTES,
             Self::Q5_K => distill_quant::q5_k::BYTES,
             Self::Q6_K => distill_quant::q6_k::BYTES,

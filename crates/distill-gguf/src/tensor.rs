@@ -85,7 +85,7 @@ impl<'a> TensorView<'a> {
     /// All values as f32, row after row.
     ///
     /// # Errors
-    /// If the type is an integer or F64.
+    /// If the type is an integer, F64 or packed.
     pub fn dequantize(&self) -> Result<Vec<f32>, GgufError> {
         let mut values = vec![0.0; self.info.elements()];
         self.dequantize_rows(0, &mut values)?;
@@ -95,7 +95,7 @@ impl<'a> TensorView<'a> {
     /// The values of as many rows as `values` holds, from row `first`.
     ///
     /// # Errors
-    /// If the type is an integer or F64.
+    /// If the type is an integer, F64 or packed.
     ///
     /// # Panics
     /// If `values` is not whole rows, or there are not so many.
@@ -120,7 +120,13 @@ impl<'a> TensorView<'a> {
             GgmlType::Q4_K => distill_quant::q4_k::dequantize(bytes, values),
             GgmlType::Q5_K => distill_quant::q5_k::dequantize(bytes, values),
             GgmlType::Q6_K => distill_quant::q6_k::dequantize(bytes, values),
-            GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 | GgmlType::F64 => {
+            GgmlType::I8
+            | GgmlType::I16
+            | GgmlType::I32
+            | GgmlType::I64
+            | GgmlType::F64
+            | GgmlType::Q4_0X16
+            | GgmlType::Q8_0X16 => {
                 return Err(GgufError::NotDequantizable {
                     file: self.file.to_owned(),
                     tensor: self.info.name.clone(),

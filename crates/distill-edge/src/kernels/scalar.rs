@@ -9,8 +9,8 @@
 
 use distill_quant::{f16, q8_0};
 
-use distill_quant::packed::{self, Packed, ROWS};
 use super::{BLOCK, CHUNK, Cached, Codes, Kernels, LANES, POSITIONS, Queries, Total};
+use distill_quant::packed::{self, Packed, ROWS};
 
 pub(super) static KERNELS: Kernels = Kernels {
     name: "scalar",

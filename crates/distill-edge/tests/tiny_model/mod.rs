@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use distill_gguf::{GgmlType, GgufWriter, Value, names};
+use distill_quant::packed::{Packed, ROWS};
 use distill_quant::{f16, q4_0, q8_0};
 
 /// Sizes of the tiny model.
@@ -175,6 +176,32 @@ impl Draft {
     pub fn set(&mut self, key: &str, value: impl Into<Value>) {
         self.metadata.retain(|(existing, _)| existing != key);
         self.metadata.push((key.to_owned(), value.into()));
+    }
+
+    /// The same model as `model.edge` holds it: quantised matrices packed.
+    pub fn packed(mut self) -> Self {
+        self.set("general.alignment", 64_u32);
+        for tensor in &mut self.tensors {
+            let (packed, ty) = match tensor.ty {
+                GgmlType::Q4_0 => (Packed::Q4_0, GgmlType::Q4_0X16),
+                GgmlType::Q8_0 => (Packed::Q8_0, GgmlType::Q8_0X16),
+                _ => continue,
+            };
+            let columns = tensor.dims[0] as usize;
+            let bytes = packed.group_bytes(columns);
+            tensor.bytes = tensor
+                .bytes
+                .chunks(bytes)
+                .flat_map(|rows| {
+                    let mut group = vec![0; bytes];
+                    packed.pack(rows, columns, &mut group);
+                    group
+                })
+                .collect();
+            tensor.ty = ty;
+            tensor.dims[1] = tensor.dims[1].next_multiple_of(ROWS as u64);
+        }
+        self
     }
 
     pub fn write_to(&self, path: &Path) {

@@ -2,8 +2,8 @@
 
 use distill_quant::{f16, q4_0, q8_0};
 
-use distill_quant::packed::{Packed, ROWS};
 use super::super::{BLOCK, CHUNK, Cached, Codes, Kernels, POSITIONS, Queries, Total, scalar};
+use distill_quant::packed::{Packed, ROWS};
 
 /// Values of very different sizes, with zeros, the same for the same seed.
 fn values(n: usize, seed: u64) -> Vec<f32> {

@@ -25,10 +25,10 @@ use std::arch::x86_64::{
     _mm256_sign_epi8, _mm256_srli_epi16,
 };
 
-use distill_quant::packed::{Q4_0_RECORD, Q8_0_RECORD, ROWS, SCALES};
 use super::super::super::{BLOCK, Codes, LANES};
 use super::super::Token;
 use super::store_f32;
+use distill_quant::packed::{Q4_0_RECORD, Q8_0_RECORD, ROWS, SCALES};
 
 /// Bytes ahead of the current record that are asked for: decoding reads every weight once, and
 /// the hardware alone stops at each page.

@@ -18,9 +18,9 @@ use std::arch::x86_64::{
     _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_xor_si512,
 };
 
-use distill_quant::packed::{Q4_0_RECORD, Q8_0_RECORD, ROWS, SCALES};
 use super::super::super::{BLOCK, Codes};
 use super::super::Token;
+use distill_quant::packed::{Q4_0_RECORD, Q8_0_RECORD, ROWS, SCALES};
 
 /// Tokens of a tile: with as many sums they fill the registers.
 const TILE: usize = 8;

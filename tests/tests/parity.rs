@@ -72,6 +72,7 @@ impl Exported {
             grids: self.grids,
             device: &Device::flex(),
             gguf,
+            packed: None,
             texts: &texts,
             prompts: &prompts,
             max_new_tokens: 24,

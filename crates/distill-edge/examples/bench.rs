@@ -1,7 +1,7 @@
 //! Speed of a model on this machine: `cargo run --release -p distill-edge --example bench --
-//! model.gguf [threads] [prompt] [generate]`.
+//! model.gguf [threads] [prompt] [generate] [depth]`.
 
-use distill_edge::bench::{BenchOptions, bench};
+use distill_edge::bench::{BenchOptions, bench, limits};
 use distill_edge::{LoadOptions, Model};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -13,16 +13,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         threads: number(1, 2)?,
         prompt: number(2, 512)?,
         generate: number(3, 128)?,
+        depth: number(4, 0)?,
         ..BenchOptions::default()
     };
     let report = bench(&model, &options)?;
+    let bandwidth = limits::bandwidth_gbps(report.threads, model.weight_bytes());
+    let int8 = limits::int8_gops(report.threads, &model);
     println!(
-        "{}, {} threads: prefill {:.1} tokens/s, decode {:.1} tokens/s ({:.1} GB/s)",
-        report.kernels,
-        report.threads,
-        report.prefill_tokens_per_second,
-        report.decode_tokens_per_second,
-        report.decode_bandwidth_gbps
+        "{} kernels, {} threads; limits: {bandwidth:.1} GB/s, {int8:.0} GOP/s",
+        report.kernels, report.threads
     );
+    for (name, samples, share) in [
+        ("prefill", &report.prefill, report.prefill_gops() / int8),
+        ("decode", &report.decode, report.decode_bandwidth_gbps() / bandwidth),
+    ] {
+        println!(
+            "{name:8} {:8.1} tokens/s ± {:.0} %, {:.0} % of the limit",
+            samples.median(),
+            100.0 * samples.spread(),
+            100.0 * share
+        );
+    }
     Ok(())
 }

@@ -25,7 +25,7 @@ pub enum KvType {
 }
 
 impl KvType {
-    fn bytes(self) -> usize {
+    pub(crate) fn bytes(self) -> usize {
         match self {
             Self::F16 => 2,
             Self::F32 => 4,

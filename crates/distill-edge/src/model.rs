@@ -6,6 +6,7 @@ use std::sync::Arc;
 use distill_gguf::GgufFile;
 
 use crate::EdgeError;
+use crate::cache::KvType;
 use crate::config::Config;
 use crate::kernels::{self, BLOCK, Kernels};
 use crate::tokenizer::Tokenizer;
@@ -129,6 +130,19 @@ impl Model {
     /// The kernels that were chosen at load: `avx512vnni`, `avx2` or `scalar`.
     pub fn kernel_name(&self) -> &'static str {
         self.inner.kernels.name
+    }
+
+    /// Weights of the layers' matrices: twice as many operations are done for every token.
+    pub(crate) fn layer_weights(&self) -> usize {
+        let weights = &self.inner.weights;
+        let head = weights.head.rows * weights.head.columns;
+        weights.linears().map(|(_, matrix)| matrix.rows * matrix.columns).sum::<usize>() - head
+    }
+
+    /// Bytes of keys and values of one position.
+    pub fn cache_bytes(&self, kv: KvType) -> usize {
+        let config = &self.inner.config;
+        2 * config.layers * config.kv_heads * config.head_dim * kv.bytes()
     }
 
     /// Bytes of weights that decoding one token reads: times tokens per second, the bandwidth used.

@@ -94,11 +94,12 @@ fn the_bench_reports_what_it_was_asked_for() {
         ..bench::BenchOptions::default()
     };
     let report = bench::bench(&model, &options).unwrap();
-    assert_eq!(
-        (report.threads, report.prefill_samples.len(), report.decode_samples.len()),
-        (2, 3, 3)
-    );
-    assert!(report.prefill_tokens_per_second > 0.0 && report.decode_tokens_per_second > 0.0);
+    assert_eq!((report.threads, report.prefill.0.len(), report.decode.0.len()), (2, 3, 3));
+    assert!(report.prefill.median() > 0.0 && report.decode.median() > 0.0);
+    // Weights, and keys and values of two bytes up to the middle of 10 tokens after the first.
+    let position =
+        2 * 2 * model.config().layers * model.config().kv_heads * model.config().head_dim;
+    assert_eq!(report.decode_bytes, model.weight_bytes() + 6 * position);
     let none = bench::BenchOptions {
         prompt: 0,
         generate: 0,
@@ -106,7 +107,9 @@ fn the_bench_reports_what_it_was_asked_for() {
         ..bench::BenchOptions::default()
     };
     let report = bench::bench(&model, &none).unwrap();
-    assert_eq!((report.prefill_tokens_per_second, report.decode_tokens_per_second), (0.0, 0.0));
+    assert_eq!((report.prefill.median(), report.decode.median()), (0.0, 0.0));
+    assert!(bench::limits::bandwidth_gbps(2, 1 << 20) > 0.0);
+    assert!(bench::limits::int8_gops(1, &model) > 0.0);
 }
 
 #[test]

@@ -57,6 +57,8 @@ pub struct Parity {
     pub exact: Comparison,
     /// The runtime's defaults.
     pub shipped: Comparison,
+    /// Whether `model.edge` gives the very logits of `model.gguf`, if there is one.
+    pub packed_is_equal: Option<bool>,
 }
 
 /// One configuration of the runtime against the graph.
@@ -126,6 +128,8 @@ pub struct ParityInput<'a> {
     pub device: &'a Device,
     /// The exported file.
     pub gguf: &'a Path,
+    /// The same in the runtime's order, if it was exported too.
+    pub packed: Option<&'a Path>,
     /// Held-out texts, each of at least two tokens.
     pub texts: &'a [Vec<u32>],
     /// Prompts for greedy decoding.
@@ -150,7 +154,26 @@ impl ParityInput<'_> {
         let exact =
             self.configuration(exact, Some(Activations::Float), KvType::F32, EXACT, progress)?;
         let shipped = self.configuration(self.grids, None, KvType::default(), SHIPPED, progress)?;
-        Ok(Parity { passed: exact.passed && shipped.passed, exact, shipped })
+        let packed_is_equal = self.packed.map(|packed| self.same_logits(packed)).transpose()?;
+        let passed = exact.passed && shipped.passed && packed_is_equal != Some(false);
+        Ok(Parity { passed, exact, shipped, packed_is_equal })
+    }
+
+    /// Whether both files give the same bits on the first text: they hold the same codes and
+    /// scales, so any difference is a fault.
+    fn same_logits(&self, packed: &Path) -> Result<bool, EvalError> {
+        let logits = |path: &Path| -> Result<Vec<u32>, EvalError> {
+            let load = LoadOptions { threads: self.threads, ..LoadOptions::default() };
+            let model = Model::load(path, &load)?;
+            let text = &self.texts[0];
+            let options = SessionOptions { context: text.len(), ..SessionOptions::default() };
+            let mut bits = Vec::with_capacity(text.len() * model.config().vocab_size);
+            Session::new(&model, options)?.score(text, |_, logits| {
+                bits.extend(logits.iter().map(|logit| logit.to_bits()));
+            })?;
+            Ok(bits)
+        };
+        Ok(logits(self.gguf)? == logits(packed)?)
     }
 
     fn configuration(

@@ -170,19 +170,22 @@ pub struct Chat {
 /// `distill bench`.
 #[derive(Args, Debug)]
 pub struct Bench {
-    /// The model, a `.gguf` file.
+    /// The model, a `.gguf` or `.edge` file.
     pub model: PathBuf,
-    /// Threads.
-    #[arg(long, default_value_t = crate::hardware::threads(), value_parser = threads)]
-    pub threads: usize,
+    /// Threads; several numbers are measured one after another.
+    #[arg(long, value_delimiter = ',', default_values_t = [crate::hardware::threads()], value_parser = threads)]
+    pub threads: Vec<usize>,
     /// Tokens of the prompt.
     #[arg(long, default_value_t = 512)]
     pub prompt: usize,
     /// Tokens to decode.
     #[arg(long, default_value_t = 128)]
     pub generate: usize,
-    /// Repetitions; the median is reported.
-    #[arg(long, default_value_t = 3)]
+    /// Tokens in the cache before decoding; several are measured one after another.
+    #[arg(long, value_delimiter = ',', default_values_t = [0])]
+    pub depth: Vec<usize>,
+    /// Repetitions; the median is reported, and the largest distance from it.
+    #[arg(long, default_value_t = 5)]
     pub repeat: usize,
     /// Print one JSON object.
     #[arg(long)]

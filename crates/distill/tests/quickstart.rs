@@ -80,7 +80,9 @@ fn the_quickstart_trains_exports_verifies_and_reports() {
     assert_eq!(json["ids"].as_array().map(Vec::len), Some(8));
     let bench = ["bench", &model, "--prompt", "16", "--generate", "4", "--repeat", "1", "--json"];
     let json: serde_json::Value = serde_json::from_str(&succeed(&bench)).expect("JSON");
-    assert!(json["decode_tokens_per_second"].as_f64().is_some_and(|speed| speed > 0.0));
+    assert!(
+        json["runs"][0]["decode"][0]["tokens_per_second"].as_f64().is_some_and(|speed| speed > 0.0)
+    );
 }
 
 #[test]

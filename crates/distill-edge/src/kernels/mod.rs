@@ -104,6 +104,9 @@ pub(crate) struct Kernels {
     pub rms_norm: fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
     /// `gate = gate / (1 + exp(−gate)) * up`.
     pub silu_mul: fn(gate: &mut [f32], up: &[f32]),
+    /// Does so many rounds of the integer products' instructions on registers, and returns the
+    /// multiplications and additions of one round: the measure of what the kernels could reach.
+    pub int8_peak: fn(rounds: usize) -> usize,
 }
 
 /// The table to run; one that this CPU lacks gives way to the specification.

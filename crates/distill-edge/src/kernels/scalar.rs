@@ -7,6 +7,8 @@
 //!   weight e^(score − largest) of position p is added to lane `p % 16`, and the weighted values
 //!   position after position, fused. Chunks are merged in order by [`merge`].
 
+use std::hint::black_box;
+
 use distill_quant::{f16, q8_0};
 
 use super::{BLOCK, CHUNK, Cached, Codes, Kernels, LANES, POSITIONS, Queries, Total};
@@ -24,6 +26,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     attend_f16: attend::<u16>,
     rms_norm,
     silu_mul,
+    int8_peak,
 };
 
 /// The end of every lane-wise sum.
@@ -166,6 +169,18 @@ pub(super) fn silu_mul(gate: &mut [f32], up: &[f32]) {
     for (gate, up) in gate.iter_mut().zip(up) {
         *gate = *gate / (1.0 + exp(-*gate)) * up;
     }
+}
+
+/// A round is one block of one row and one token.
+fn int8_peak(rounds: usize) -> usize {
+    let (w, a) = (black_box([3_i8; BLOCK]), black_box([5_i8; BLOCK]));
+    let mut total = 0_i32;
+    for _ in 0..rounds {
+        let products = black_box(&w).iter().zip(&a).map(|(w, a)| i32::from(*w) * i32::from(*a));
+        total = total.wrapping_add(products.sum());
+    }
+    black_box(total);
+    2 * BLOCK
 }
 
 /// The constants of [`exp`].

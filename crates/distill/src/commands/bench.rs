@@ -1,59 +1,140 @@
 //! `distill bench`.
 
-use distill_edge::bench::{BenchOptions, bench as measure};
+use distill_edge::bench::{BenchOptions, BenchReport, Samples, bench as measure, limits};
 use distill_edge::{LoadOptions, Model};
+use serde_json::{Value, json};
 
 use crate::cli;
 use crate::failure::Failure;
 use crate::output::put_line;
 
-/// Measures prefill and decode; medians of the repetitions.
+/// Measures prefill and decode for every number of threads and every depth, against what this
+/// machine can do.
 pub fn bench(args: &cli::Bench) -> Result<(), Failure> {
-    let load = LoadOptions { threads: args.threads, ..LoadOptions::default() };
-    let model = Model::load(&args.model, &load)?;
-    let options = BenchOptions {
-        prompt: args.prompt,
-        generate: args.generate,
-        threads: args.threads,
-        repetitions: args.repeat.max(1),
-        ..BenchOptions::default()
-    };
-    let speed = measure(&model, &options)?;
+    let model = Model::load(&args.model, &LoadOptions::default())?;
+    let runs = args
+        .threads
+        .iter()
+        .map(|&threads| Run::new(&model, args, threads))
+        .collect::<Result<Vec<Run>, Failure>>()?;
     if args.json {
-        let json = serde_json::json!({
+        let json = json!({
             "model": args.model,
             "kernels": model.kernel_name(),
-            "threads": args.threads,
-            "prompt": args.prompt,
-            "generate": args.generate,
-            "repeat": args.repeat,
             "weight_bytes": model.weight_bytes(),
-            "prefill_tokens_per_second": speed.prefill_tokens_per_second,
-            "decode_tokens_per_second": speed.decode_tokens_per_second,
-            "prefill_samples": speed.prefill_samples,
-            "decode_samples": speed.decode_samples,
-            "first_token_ms": speed.first_token_ms,
-            "decode_bandwidth_gbps": speed.decode_bandwidth_gbps,
+            "runs": runs.iter().map(Run::to_json).collect::<Vec<Value>>(),
         });
-        put_line!("{json}")?;
-    } else {
-        put_line!(
-            "{} · {} kernels · {} threads · {:.1} MB of weights",
-            args.model.display(),
-            model.kernel_name(),
-            args.threads,
-            model.weight_bytes() as f64 / 1e6
-        )?;
-        put_line!(
-            "prefill {:>5} tokens  {:>8.1} tok/s",
-            args.prompt,
-            speed.prefill_tokens_per_second
-        )?;
-        put_line!(
-            "decode  {:>5} tokens  {:>8.1} tok/s",
-            args.generate,
-            speed.decode_tokens_per_second
-        )?;
+        return put_line!("{json}");
     }
-    Ok(())
+    put_line!(
+        "{} · {} kernels · {:.1} MB of weights",
+        args.model.display(),
+        model.kernel_name(),
+        model.weight_bytes() as f64 / 1e6
+    )?;
+    runs.iter().try_for_each(|run| run.print())
+}
+
+/// What was measured with one number of threads.
+struct Run {
+    threads: usize,
+    prompt: usize,
+    generate: usize,
+    /// Memory bandwidth of this machine, GB (10⁹ bytes) a second.
+    bandwidth_gbps: f64,
+    /// Operations on bytes of this machine, 10⁹ a second.
+    int8_gops: f64,
+    prefill: BenchReport,
+    /// By depth.
+    decode: Vec<(usize, BenchReport)>,
+}
+
+impl Run {
+    fn new(model: &Model, args: &cli::Bench, threads: usize) -> Result<Self, Failure> {
+        let options = BenchOptions {
+            prompt: args.prompt,
+            generate: 0,
+            threads,
+            repetitions: args.repeat.max(1),
+            ..BenchOptions::default()
+        };
+        let decode = |&depth: &usize| {
+            let options =
+                BenchOptions { prompt: 0, generate: args.generate, depth, ..options.clone() };
+            Ok((depth, measure(model, &options)?))
+        };
+        Ok(Self {
+            threads,
+            prompt: args.prompt,
+            generate: args.generate,
+            bandwidth_gbps: limits::bandwidth_gbps(threads, model.weight_bytes()),
+            int8_gops: limits::int8_gops(threads, model),
+            prefill: measure(model, &options)?,
+            decode: args.depth.iter().map(decode).collect::<Result<_, Failure>>()?,
+        })
+    }
+
+    fn prefill_share(&self) -> f64 {
+        self.prefill.prefill_gops() / self.int8_gops
+    }
+
+    fn decode_share(&self, report: &BenchReport) -> f64 {
+        report.decode_bandwidth_gbps() / self.bandwidth_gbps
+    }
+
+    fn to_json(&self) -> Value {
+        let samples = |samples: &Samples, share: f64| {
+            json!({
+                "tokens_per_second": samples.median(),
+                "spread": samples.spread(),
+                "samples": samples.0,
+                "share_of_limit": share,
+            })
+        };
+        let decode = self.decode.iter().map(|(depth, report)| {
+            let mut json = samples(&report.decode, self.decode_share(report));
+            json["depth"] = (*depth).into();
+            json["tokens"] = self.generate.into();
+            json
+        });
+        let mut prefill = samples(&self.prefill.prefill, self.prefill_share());
+        prefill["tokens"] = self.prompt.into();
+        json!({
+            "threads": self.threads,
+            "bandwidth_gbps": self.bandwidth_gbps,
+            "int8_gops": self.int8_gops,
+            "prefill": prefill,
+            "decode": decode.collect::<Vec<Value>>(),
+        })
+    }
+
+    fn print(&self) -> Result<(), Failure> {
+        put_line!(
+            "{} threads · this machine reads {:.1} GB/s and computes {:.0} GOP/s on bytes",
+            self.threads,
+            self.bandwidth_gbps,
+            self.int8_gops
+        )?;
+        if self.prompt > 0 {
+            put_line!(
+                "  prefill {:>5}                {}  {:>3.0} % of the arithmetic",
+                self.prompt,
+                speed(&self.prefill.prefill),
+                100.0 * self.prefill_share()
+            )?;
+        }
+        for (depth, report) in self.decode.iter().filter(|_| self.generate > 0) {
+            put_line!(
+                "  decode  {:>5} at depth {depth:>5} {}  {:>3.0} % of the bandwidth",
+                self.generate,
+                speed(&report.decode),
+                100.0 * self.decode_share(report)
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn speed(samples: &Samples) -> String {
+    format!("{:>8.1} tok/s ± {:>2.0} %", samples.median(), 100.0 * samples.spread())
 }

@@ -25,6 +25,8 @@ struct Source {
 pub struct Exported {
     /// `export/model.gguf`.
     pub gguf: Option<PathBuf>,
+    /// `export/model.edge`: the same, in the order in which the runtime computes.
+    pub edge: Option<PathBuf>,
     /// `export/huggingface/`.
     pub huggingface: Option<PathBuf>,
 }
@@ -34,7 +36,7 @@ pub fn command(args: &cli::RunDirectory) -> Result<(), Failure> {
     let recipe = run_directory::recipe(&args.run)?;
     let checkpoint = newest(&args.run)?;
     let files = export(&recipe, &args.run, &checkpoint)?;
-    for path in [files.gguf, files.huggingface].into_iter().flatten() {
+    for path in [files.gguf, files.edge, files.huggingface].into_iter().flatten() {
         put_line!("{}", path.display())?;
     }
     Ok(())
@@ -74,7 +76,9 @@ pub fn export(recipe: &Recipe, run: &Path, checkpoint: &Path) -> Result<Exported
     if recipe.export.gguf {
         let path = directory.join("model.gguf");
         distill_export::export_gguf(checkpoint, &path, &options(recipe))?;
-        exported.gguf = Some(path);
+        let edge = directory.join("model.edge");
+        distill_export::export_edge(&path, &edge)?;
+        (exported.gguf, exported.edge) = (Some(path), Some(edge));
     }
     if recipe.export.huggingface {
         let path = directory.join("huggingface");

@@ -158,13 +158,14 @@ fn runtime_row(
     if let Some(error) = failure {
         return Err(error.into());
     }
-    let options = BenchOptions { prompt: 64, generate: 64, threads, ..BenchOptions::default() };
+    let options =
+        BenchOptions { prompt: 0, generate: 64, depth: 64, threads, ..BenchOptions::default() };
     let speed = bench(model, &options)?;
     let record = record_of(&score, 0, "runtime");
     let through = format!("runtime, {}", runtime::configuration(model, KvType::default()));
     let bytes = exported.gguf.as_deref().and_then(weights_bytes);
     let mut row = row(RowKind::ExportedRuntime, "student, exported", &through, &record, bytes);
-    row.tokens_per_second = Some(speed.decode_tokens_per_second);
+    row.tokens_per_second = Some(speed.decode.median());
     Ok(row)
 }
 

@@ -35,6 +35,10 @@ pub fn command(args: &cli::RunDirectory) -> Result<(), Failure> {
     for comparison in [&parity.exact, &parity.shipped] {
         put_line!("{}", line(comparison))?;
     }
+    if let Some(equal) = parity.packed_is_equal {
+        let verdict = if equal { "agree" } else { "PART" };
+        put_line!("{verdict}: model.edge and model.gguf, bit for bit")?;
+    }
     if parity.passed { Ok(()) } else { Err(failure(&args.run, &parity)) }
 }
 
@@ -53,6 +57,7 @@ pub fn verify(
             problem: "is not there; export it with `distill export`".into(),
         });
     }
+    let packed = run.join("export/model.edge");
     // The CPU is where results are defined, whatever device trained.
     let device = Backend::Flex.device().map_err(TrainError::from)?;
     let (masters, _) = load_pretrained(checkpoint, &device).map_err(TrainError::from)?;
@@ -75,6 +80,7 @@ pub fn verify(
         grids: prepare::grids(recipe),
         device: &device,
         gguf: &gguf,
+        packed: Some(packed.as_path()).filter(|path| path.is_file()),
         texts: &texts,
         prompts: &prompts,
         max_new_tokens: GREEDY_TOKENS,
@@ -160,6 +166,9 @@ pub fn failure(run: &Path, parity: &Parity) -> Failure {
                 ));
             }
         }
+    }
+    if parity.packed_is_equal == Some(false) {
+        details.push("  model.edge does not give the logits of model.gguf".into());
     }
     let path: PathBuf = run.join("export/parity.json");
     Failure::Parity { details: details.join("\n"), path }

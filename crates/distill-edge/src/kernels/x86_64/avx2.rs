@@ -50,6 +50,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     attend_f16: |queries, cached| unsafe { attention::attend_f16(queries, cached) },
     rms_norm: |x, weight, eps, out| unsafe { rms_norm(x, weight, eps, out) },
     silu_mul: |gate, up| unsafe { silu_mul(gate, up) },
+    int8_peak: |rounds| unsafe { product::int8_peak(rounds) },
 };
 
 // ---- Loads and stores: arrays in, so that the lengths are in the types. ----

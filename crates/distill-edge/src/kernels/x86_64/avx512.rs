@@ -30,6 +30,7 @@ static KERNELS: Kernels = Kernels {
     product_q8_0: |w, x, columns, y, stride| unsafe {
         product::product_q8_0(w, x, columns, y, stride)
     },
+    int8_peak: |rounds| unsafe { product::int8_peak(rounds) },
     attend_f32: |queries, cached| unsafe { attention::attend_f32(queries, cached) },
     attend_f16: |queries, cached| unsafe { attention::attend_f16(queries, cached) },
     ..avx2::KERNELS

@@ -24,6 +24,7 @@ use std::arch::x86_64::{
     _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
     _mm256_sign_epi8, _mm256_srli_epi16,
 };
+use std::hint::black_box;
 
 use super::super::super::{BLOCK, Codes, LANES};
 use super::super::Token;
@@ -183,3 +184,22 @@ macro_rules! product {
 
 product!(product_q4_0, tile_q4_0, sum_q4_0, Q4_0_RECORD);
 product!(product_q8_0, tile_q8_0, sum_q8_0, Q8_0_RECORD);
+
+/// Eight independent sums of 32 products each, widened to 32 bits at once.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn int8_peak(rounds: usize) -> usize {
+    const SUMS: usize = 8;
+    let (w, ones) = (black_box(_mm256_set1_epi8(3)), _mm256_set1_epi16(1));
+    let a = black_box(_mm256_set1_epi8(5));
+    let mut totals = [_mm256_setzero_si256(); SUMS];
+    for _ in 0..rounds {
+        // Opaque, or the compiler would compute a round once.
+        let w = black_box(w);
+        for total in &mut totals {
+            let pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), ones);
+            *total = _mm256_add_epi32(*total, pairs);
+        }
+    }
+    black_box(totals);
+    2 * 32 * SUMS
+}

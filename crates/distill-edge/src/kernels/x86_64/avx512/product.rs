@@ -17,6 +17,7 @@ use std::arch::x86_64::{
     _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
     _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_xor_si512,
 };
+use std::hint::black_box;
 
 use super::super::super::{BLOCK, Codes};
 use super::super::Token;
@@ -155,3 +156,18 @@ macro_rules! product {
 
 product!(product_q4_0, tile_q4_0, sum_q4_0, Q4_0_RECORD);
 product!(product_q8_0, tile_q8_0, sum_q8_0, Q8_0_RECORD);
+
+/// Sixteen independent sums of 64 products each.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub fn int8_peak(rounds: usize) -> usize {
+    const SUMS: usize = 16;
+    let (w, a) = (black_box(_mm512_set1_epi8(3)), black_box(_mm512_set1_epi8(5)));
+    let mut totals = [_mm512_set1_epi32(0); SUMS];
+    for _ in 0..rounds {
+        for total in &mut totals {
+            *total = _mm512_dpbusd_epi32(*total, w, a);
+        }
+    }
+    black_box(totals);
+    2 * 64 * SUMS
+}

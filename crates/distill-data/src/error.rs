@@ -158,7 +158,7 @@ pub enum DataError {
     /// The held-out fraction leaves nothing to train on, or nothing to hold out.
     #[error(
         "{sequences} sequence(s) of {sequence_length} tokens cannot be split with held_out = {fraction}: \
-         both sides need at least one; give more text, a shorter sequence_length or held_out = 0"
+         both sides need at least one; give more text, a shorter sequence_length or another held_out"
     )]
     CannotSplit {
         /// Sequences in all.

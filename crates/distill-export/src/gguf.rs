@@ -75,7 +75,7 @@ pub fn export_gguf(
     let tensors = Checkpoint::open(checkpoint)?;
     let weights = weights(checkpoint, &config, &tensors)?;
     // After the weights: now `vocab_size` is known to be the rows of a tensor that is there.
-    let vocabulary = Vocabulary::read(checkpoint, &config)?;
+    let vocabulary = Vocabulary::read(checkpoint, config.vocab_size, &config.json)?;
 
     let mut writer = GgufWriter::create(out)?;
     describe_model(&mut writer, &config, options);

@@ -40,6 +40,15 @@ pub struct Summary {
     pub sha256: String,
 }
 
+/// Whether the tokenizer in `directory` is of a kind that a GGUF can hold and the runtimes know,
+/// for a model with `vocab_size` rows: to be asked before training, not after.
+///
+/// # Errors
+/// As [`export_gguf`] would fail for it.
+pub fn check_tokenizer(directory: &Path, vocab_size: usize) -> Result<(), ExportError> {
+    tokenizer::Vocabulary::read(directory, vocab_size, &serde_json::Value::Null).map(|_| ())
+}
+
 /// SHA-256 of a file, as `sha256sum` prints it.
 fn sha256(path: &Path) -> Result<String, ExportError> {
     use sha2::Digest;

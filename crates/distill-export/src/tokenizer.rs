@@ -10,7 +10,6 @@ use distill_gguf::GgufWriter;
 use serde_json::Value;
 
 use crate::ExportError;
-use crate::config::LlamaConfig;
 use crate::error::shortened;
 use special::SpecialTokens;
 
@@ -39,8 +38,9 @@ pub(crate) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Reads the tokenizer in `directory`, padded to the rows of the embedding.
-    pub fn read(directory: &Path, config: &LlamaConfig) -> Result<Self, ExportError> {
+    /// Reads the tokenizer in `directory`, padded to the rows of the embedding; `config` is the
+    /// model's `config.json`, or null.
+    pub fn read(directory: &Path, vocab_size: usize, config: &Value) -> Result<Self, ExportError> {
         let file = directory.join("tokenizer.json");
         let Some(json) = read_json(&file)? else {
             let expected = "tokenizer.json beside config.json";
@@ -52,7 +52,7 @@ impl Vocabulary {
             tokenizer.unsupported(unknown.part, &unknown.found, unknown.supported)
         })?;
         tokenizer.check_merging(pre)?;
-        let (tokens, types) = tokenizer.tokens(config.vocab_size)?;
+        let (tokens, types) = tokenizer.tokens(vocab_size)?;
         let used: Vec<Option<&str>> = tokens
             .iter()
             .zip(&types)

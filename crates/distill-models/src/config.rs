@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use distill_gguf::GgufFile;
+use distill_gguf::{GgufFile, Metadata};
 use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
@@ -224,7 +224,7 @@ impl LlamaConfig {
             max_position_embeddings: size("llama.context_length")?,
             tie_word_embeddings: file.tensor("output.weight").is_none(),
             bos_token_id: meta.u32("tokenizer.ggml.bos_token_id").ok(),
-            eos_token_id: meta.u32("tokenizer.ggml.eos_token_id").ok().map(TokenIds::One),
+            eos_token_id: ends(meta)?,
         };
         config.validate(&path.display().to_string())?;
         Ok(config)
@@ -313,6 +313,20 @@ impl LlamaConfig {
         }
         json
     }
+}
+
+/// Every token that a GGUF file says ends a text or a turn.
+fn ends(meta: &Metadata) -> Result<Option<TokenIds>, ModelError> {
+    let mut ids = Vec::new();
+    for key in ["eos", "eot", "eom"] {
+        let id = meta.optional_u32(&format!("tokenizer.ggml.{key}_token_id"))?;
+        ids.extend(id.filter(|id| !ids.contains(id)));
+    }
+    Ok(match ids[..] {
+        [] => None,
+        [id] => Some(TokenIds::One(id)),
+        _ => Some(TokenIds::Several(ids)),
+    })
 }
 
 /// Files of architecture `llama` may ask for more than a Llama: other rotary scalings, rotation

@@ -50,16 +50,16 @@ impl WeightGrids {
     /// # Errors
     /// [`ModelError::Shape`] naming the dimension.
     pub fn check(&self, config: &LlamaConfig) -> Result<(), ModelError> {
-        if *self == Self::default() {
-            return Ok(());
-        }
+        let linears = self.linears != WeightGrid::Float;
+        let embeddings = self.embeddings != WeightGrid::Float;
+        let activations = self.activations != ActivationGrid::Float;
         let queries = config.num_attention_heads * config.head_dim;
-        for (key, width) in [
-            ("hidden_size", config.hidden_size),
-            ("intermediate_size", config.intermediate_size),
-            ("num_attention_heads · head_dim", queries),
+        for (quantized, key, width) in [
+            (linears || embeddings || activations, "hidden_size", config.hidden_size),
+            (linears || activations, "intermediate_size", config.intermediate_size),
+            (linears || activations, "num_attention_heads · head_dim", queries),
         ] {
-            if !width.is_multiple_of(distill_quant::BLOCK) {
+            if quantized && !width.is_multiple_of(distill_quant::BLOCK) {
                 return Err(ModelError::Shape {
                     place: "quantize".into(),
                     problem: format!(

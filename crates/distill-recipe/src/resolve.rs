@@ -291,11 +291,22 @@ impl Resolver<'_> {
 
         let linears = quantize.is_some_and(|grid| grid.linears != WeightGrid::None);
         let embeddings = quantize.is_some_and(|grid| grid.embeddings != WeightGrid::None);
+        let activations = quantize.is_some_and(|grid| grid.activations != ActivationGrid::Float);
         let rows = [
-            (linears || embeddings, "`hidden_size`", hidden_size, written.hidden_size.span()),
-            (linears, "`intermediate_size`", intermediate_size, written.intermediate_size.span()),
             (
-                linears,
+                linears || embeddings || activations,
+                "`hidden_size`",
+                hidden_size,
+                written.hidden_size.span(),
+            ),
+            (
+                linears || activations,
+                "`intermediate_size`",
+                intermediate_size,
+                written.intermediate_size.span(),
+            ),
+            (
+                linears || activations,
                 "`num_attention_heads` · `head_dim`",
                 heads * head_dim,
                 written.num_attention_heads.span(),

@@ -43,7 +43,7 @@ pub struct Recipe {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Backend {
-    /// CPU, the default: Burn's flex backend with this project's own operators.
+    /// CPU, the default: Burn's flex backend.
     Flex,
     /// CPU, a second implementation to cross-check the first.
     Ndarray,

@@ -36,12 +36,32 @@ pub enum TrainError {
     /// Teacher and student speak different tokens.
     #[error(
         "the teacher's tokenizer is not the student's: {problem}; distillation compares \
-         probabilities token by token, so set `student.tokenizer` to the teacher's or choose a \
-         teacher of the student's family"
+         probabilities token by token, so choose a teacher of the student's family, or train a \
+         new student on the teacher's tokenizer"
     )]
     Tokenizers {
         /// How they differ.
         problem: String,
+    },
+    /// A pretrained student was given another tokenizer.
+    #[error(
+        "`student.tokenizer` is not the tokenizer that the student was trained with: {problem}; \
+         leave it out, or start a new student from `student.config`"
+    )]
+    OwnTokenizer {
+        /// How they differ.
+        problem: String,
+    },
+    /// Sequences beyond the longest that a pretrained student was made for.
+    #[error(
+        "`data.sequence_length` is {sequence_length}, but the student was made for at most \
+         {positions} positions; shorten the sequences"
+    )]
+    SequenceTooLong {
+        /// Positions a sequence.
+        sequence_length: usize,
+        /// The student's `max_position_embeddings`.
+        positions: usize,
     },
     /// A model's embedding does not cover its tokenizer.
     #[error(

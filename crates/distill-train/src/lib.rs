@@ -14,6 +14,7 @@ pub mod optimizer;
 pub mod prepare;
 pub mod schedule;
 pub mod teacher;
+mod tensorboard;
 pub mod trainer;
 
 pub use error::TrainError;

@@ -10,9 +10,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
-use tensorboard_rs::summary_writer::SummaryWriter;
 
 use crate::TrainError;
+use crate::tensorboard::{self, EventFile};
 
 /// The file of deterministic metrics.
 pub const METRICS: &str = "metrics.jsonl";
@@ -104,7 +104,9 @@ fn keep_timings(path: &Path, last: usize) -> Result<Vec<Record>, TrainError> {
     let mut kept: Vec<Record> = text.lines().filter_map(Record::from_line).collect();
     kept.retain(|record| record.step <= last);
     let lines: String = kept.iter().map(Record::to_line).collect();
-    std::fs::write(path, lines).map_err(TrainError::io("writing", path))?;
+    let partial = path.with_extension("tmp");
+    std::fs::write(&partial, lines).map_err(TrainError::io("writing", &partial))?;
+    std::fs::rename(&partial, path).map_err(TrainError::io("renaming", &partial))?;
     Ok(kept)
 }
 
@@ -114,7 +116,8 @@ pub struct MetricsLog {
     metrics: File,
     timings: File,
     bytes: u64,
-    board: SummaryWriter,
+    events: EventFile,
+    events_path: PathBuf,
 }
 
 impl MetricsLog {
@@ -146,11 +149,12 @@ impl MetricsLog {
             metrics,
             timings: open(&timings)?,
             bytes,
-            board: SummaryWriter::new(&events),
+            events: EventFile::create(&events).map_err(TrainError::io("creating", &events))?,
+            events_path: events.join(tensorboard::NAME),
             path,
         };
         for record in records.iter().chain(&kept) {
-            log.mirror(record);
+            log.mirror(record)?;
         }
         Ok(log)
     }
@@ -168,8 +172,7 @@ impl MetricsLog {
         let line = record.to_line();
         self.metrics.write_all(line.as_bytes()).map_err(TrainError::io("writing", &self.path))?;
         self.bytes += line.len() as u64;
-        self.mirror(record);
-        Ok(())
+        self.mirror(record)
     }
 
     /// Appends wall-clock figures.
@@ -179,8 +182,7 @@ impl MetricsLog {
     pub fn write_timing(&mut self, record: &Record) -> Result<(), TrainError> {
         let written = self.timings.write_all(record.to_line().as_bytes());
         written.map_err(TrainError::io("writing", &self.path.with_file_name(TIMINGS)))?;
-        self.mirror(record);
-        Ok(())
+        self.mirror(record)
     }
 
     /// Makes what was written last a power cut.
@@ -188,15 +190,16 @@ impl MetricsLog {
     /// # Errors
     /// [`TrainError::Io`].
     pub fn sync(&mut self) -> Result<(), TrainError> {
-        self.board.flush();
         self.metrics.sync_data().map_err(TrainError::io("flushing", &self.path))
     }
 
-    fn mirror(&mut self, record: &Record) {
-        for (name, value) in &record.values {
-            let tag = format!("{}/{name}", record.split);
-            self.board.add_scalar(&tag, *value as f32, record.step);
-        }
+    fn mirror(&mut self, record: &Record) -> Result<(), TrainError> {
+        let written = record.values.iter().try_for_each(|(name, value)| {
+            self.events.scalar(&format!("{}/{name}", record.split), *value as f32, record.step)
+        });
+        written
+            .and_then(|()| self.events.flush())
+            .map_err(TrainError::io("writing", &self.events_path))
     }
 }
 

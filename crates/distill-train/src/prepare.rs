@@ -69,11 +69,18 @@ pub fn prepare(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Prepared, TrainError> {
     let tokenizer = tokenizer(recipe, paths, run)?;
+    if let (StudentInit::From(_), Some(path)) = (&recipe.student.init, &paths.student)
+        && let Some(problem) = difference(&read_tokenizer(path)?, &tokenizer)
+    {
+        return Err(TrainError::OwnTokenizer { problem });
+    }
     let (teacher_model, teacher_report) = match &paths.teacher {
         None => (None, None),
         Some(path) => {
             let theirs = read_tokenizer(path)?;
-            same_tokens(&tokenizer, &theirs)?;
+            if let Some(problem) = difference(&tokenizer, &theirs) {
+                return Err(TrainError::Tokenizers { problem });
+            }
             let (model, report) = load_pretrained(path, device)?;
             covers("teacher", &model.config, &tokenizer)?;
             (Some(model), Some(report))
@@ -82,6 +89,11 @@ pub fn prepare(
     let student = student_config(recipe, paths, &tokenizer, teacher_model.as_ref())?;
     student.validate("student.config")?;
     covers("student", &student, &tokenizer)?;
+    let (sequence_length, positions) =
+        (recipe.data.sequence_length, student.max_position_embeddings);
+    if sequence_length > positions {
+        return Err(TrainError::SequenceTooLong { sequence_length, positions });
+    }
     let grids = grids(recipe);
     grids.check(&student)?;
 
@@ -298,25 +310,24 @@ fn new_config(new: &NewModel, tokenizer: &TextTokenizer) -> LlamaConfig {
     }
 }
 
-fn same_tokens(student: &TextTokenizer, teacher: &TextTokenizer) -> Result<(), TrainError> {
-    if student.fingerprint() == teacher.fingerprint() {
-        return Ok(());
+/// How a tokenizer differs from the student's; `None` if it does not.
+fn difference(student: &TextTokenizer, other: &TextTokenizer) -> Option<String> {
+    if student.fingerprint() == other.fingerprint() {
+        return None;
     }
-    let (ours, theirs) = (student.vocab_size(), teacher.vocab_size());
-    let problem = if ours == theirs {
-        let same = |id: &u32| student.token(*id) == teacher.token(*id);
-        match (0..ours as u32).find(|id| !same(id)) {
-            Some(id) => format!(
-                "token {id} is {:?} for the student and {:?} for the teacher",
-                student.token(id).unwrap_or_default(),
-                teacher.token(id).unwrap_or_default()
-            ),
-            None => "the tokens are the same but the merges are not".into(),
-        }
-    } else {
-        format!("it has {theirs} tokens, the student's {ours}")
-    };
-    Err(TrainError::Tokenizers { problem })
+    let (ours, theirs) = (student.vocab_size(), other.vocab_size());
+    if ours != theirs {
+        return Some(format!("it has {theirs} tokens, the student's {ours}"));
+    }
+    let same = |id: &u32| student.token(*id) == other.token(*id);
+    Some(match (0..ours as u32).find(|id| !same(id)) {
+        Some(id) => format!(
+            "token {id} is {:?} there and {:?} for the student",
+            other.token(id).unwrap_or_default(),
+            student.token(id).unwrap_or_default()
+        ),
+        None => "the tokens are the same but the merges are not".into(),
+    })
 }
 
 fn covers(

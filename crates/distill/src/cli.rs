@@ -176,10 +176,10 @@ pub struct Bench {
     #[arg(long, value_delimiter = ',', default_values_t = [crate::hardware::threads()], value_parser = threads)]
     pub threads: Vec<usize>,
     /// Tokens of the prompt.
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = tokens)]
     pub prompt: usize,
     /// Tokens to decode.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = tokens)]
     pub generate: usize,
     /// Tokens in the cache before decoding; several are measured one after another.
     #[arg(long, value_delimiter = ',', default_values_t = [0])]
@@ -197,5 +197,13 @@ fn threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count @ 1..=1024) => Ok(count),
         _ => Err("expected a whole number from 1 to 1024".into()),
+    }
+}
+
+/// A number of tokens that a context may have.
+fn tokens(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 0..=16_777_216) => Ok(count),
+        _ => Err("expected a whole number up to 16777216".into()),
     }
 }

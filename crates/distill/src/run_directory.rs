@@ -1,11 +1,12 @@
 //! `checkpoints/<name>/<run id>/`: where everything of a run lies.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use distill_recipe::Recipe;
-use distill_train::TrainError;
+use distill_train::{TrainError, checkpoint};
 
 use crate::failure::Failure;
 
@@ -42,8 +43,11 @@ pub fn newest(recipe: &Recipe) -> Result<PathBuf, Failure> {
     // A later trial with other settings must not hide the run that was interrupted.
     let now = resolved(recipe)?;
     let same = |run: &&PathBuf| fs::read_to_string(run.join(RESOLVED)).is_ok_and(|r| r == now);
-    if let Some(run) = runs.iter().rev().find(same) {
-        return Ok(run.clone());
+    let same: Vec<&PathBuf> = runs.iter().rev().filter(same).collect();
+    // Neither must one that failed before it computed anything.
+    let begun = |run: &&&PathBuf| checkpoint::newest(run).is_ok_and(|found| found.is_some());
+    if let Some(run) = same.iter().find(begun).or(same.first()) {
+        return Ok(run.to_path_buf());
     }
     let run = runs.pop().ok_or_else(|| Failure::NotARun {
         path: parent,
@@ -89,7 +93,10 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Fail
 /// Writes a file whole or not at all.
 pub fn write(path: &Path, text: &str) -> Result<(), Failure> {
     let partial = path.with_extension("tmp");
-    fs::write(&partial, text).map_err(Failure::io("writing", &partial))?;
+    let mut file = fs::File::create(&partial).map_err(Failure::io("creating", &partial))?;
+    file.write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(Failure::io("writing", &partial))?;
     fs::rename(&partial, path).map_err(Failure::io("renaming", &partial))
 }
 

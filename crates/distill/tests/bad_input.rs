@@ -227,19 +227,24 @@ fn an_unwritable_run_directory_is_named() {
     insta::assert_snapshot!("unwritable_run_directory", failure(dir.path(), &args));
 }
 
-/// `/dev/full` takes no byte.
+/// TensorBoard's events outgrow everything else that a run without checkpoints writes.
 #[test]
-fn metrics_that_cannot_be_written_leave_finished_checkpoints_alone() {
+fn metrics_that_cannot_be_written_are_an_error_and_no_panic() {
     let dir = workspace();
-    let run = trained(dir.path());
-    let before = std::fs::read(run.join("step-2/model.safetensors")).expect("checkpoint");
-    let metrics = run.join("metrics.jsonl");
-    std::fs::remove_file(&metrics).expect("remove");
-    std::os::unix::fs::symlink("/dev/full", &metrics).expect("link");
-    let message = failure(dir.path(), &["run", "recipe.toml", "--resume"]);
-    insta::assert_snapshot!("metrics_not_writable", message);
-    let after = std::fs::read(run.join("step-2/model.safetensors")).expect("checkpoint");
-    assert_eq!(before, after);
+    let binary = env!("CARGO_BIN_EXE_distill");
+    let long =
+        "--set train.steps=2000 --set train.checkpoint_every=2000 --set train.eval_every=2000";
+    let script = format!("trap '' XFSZ; ulimit -f 24; exec {binary} run recipe.toml {long}");
+    let output = Command::new("bash")
+        .current_dir(dir.path())
+        .args(["-c", &script])
+        .output()
+        .expect("bash starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    let error = stderr.lines().find(|line| line.starts_with("error")).expect("an error");
+    insta::assert_snapshot!("metrics_not_writable", settled(error, dir.path()));
 }
 
 /// A limit on the size of files stands for a full disk: the write of the weights fails half-way.
@@ -265,6 +270,38 @@ fn a_checkpoint_that_does_not_fit_is_an_error_and_leaves_nothing_half_written() 
     assert!(!left.iter().any(|name| name.contains("step-")), "{left:?}");
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
     assert!(metrics.contains("\"split\":\"train\""), "what was computed stays: {metrics}");
+}
+
+#[test]
+fn a_start_that_failed_does_not_hide_the_run_before_it() {
+    let dir = workspace();
+    let run = trained(dir.path());
+    let text = dir.path().join("text.txt");
+    std::fs::rename(&text, dir.path().join("away.txt")).expect("rename");
+    // Runs of the same second are told apart by a number behind the time.
+    assert!(failure(dir.path(), &["run", "recipe.toml"]).starts_with("exit code 2"));
+    std::fs::rename(dir.path().join("away.txt"), &text).expect("rename");
+    let output = distill(dir.path(), &["run", "recipe.toml", "--resume"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let name = run.file_name().expect("a name").to_string_lossy().into_owned();
+    assert!(stderr.lines().any(|line| line.ends_with(&name)), "{name}: {stderr}");
+    assert!(output.status.success(), "{stderr}");
+}
+
+#[test]
+fn a_new_export_takes_away_what_was_said_of_the_old_one() {
+    let dir = workspace();
+    let run = trained(dir.path());
+    let parity = run.join("export/parity.json");
+    let verdict: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&parity).expect("a verdict")).expect("JSON");
+    assert_eq!(verdict["checkpoint"], "step-2");
+    assert_eq!(verdict["gguf_sha256"].as_str().map(str::len), Some(64));
+    let run = run.display().to_string();
+    assert!(distill(dir.path(), &["export", &run]).status.success());
+    assert!(!parity.exists(), "the verdict is of the file before");
+    assert!(distill(dir.path(), &["verify", &run]).status.success());
+    assert!(parity.exists());
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub(crate) fn report() -> RunReport {
         },
         recipe: "name = \"quickstart\"\nseed = 42\n\n# the loop\n[train]\nsteps = 300\n".into(),
         positions: 4096,
+        began_finished: true,
         rows: rows(),
         curves: curves(),
         parity: Some(Parity {

@@ -246,10 +246,19 @@ fn models(report: &RunReport) -> Vec<Model<'_>> {
 
 fn recovery(report: &RunReport) -> String {
     let Some(recovery) = report.recovery() else {
-        return "What quantisation cost and what training with it won back was not measured: \
-                that takes the student in full precision, post-training quantised and \
-                quantisation-aware."
-            .to_string();
+        return match report.began_finished {
+            true => {
+                "What quantisation cost and what training with it won back was not measured: \
+                     that takes the student in full precision, post-training quantised and \
+                     quantisation-aware."
+            }
+            false => {
+                "The student was still learning when quantisation began, so the rows before \
+                      it are of an earlier step: they do not tell what training with \
+                      quantisation won back."
+            }
+        }
+        .to_string();
     };
     let figures = format!(
         "perplexity {} after rounding, {} trained with it, {} in full precision",

@@ -33,6 +33,9 @@ pub struct RunReport {
     pub recipe: String,
     /// Held-out positions that the rows were measured on.
     pub positions: usize,
+    /// Whether the student was a finished model when quantisation began: only then does the
+    /// difference to it tell what training won back of what rounding cost.
+    pub began_finished: bool,
     /// One row a model, in the order of the story: teacher, full-precision student,
     /// post-training quantised, quantisation-aware, exported runtime.
     pub rows: Vec<Row>,
@@ -48,8 +51,12 @@ pub struct RunReport {
 
 impl RunReport {
     /// How much of what rounding cost was won back by training with it; `None` unless the
-    /// student was measured in full precision, post-training quantised and quantisation-aware.
+    /// student began as a finished model and was measured in full precision, post-training
+    /// quantised and quantisation-aware.
     pub fn recovery(&self) -> Option<Recovery> {
+        if !self.began_finished {
+            return None;
+        }
         let perplexity = |kind| self.row(kind).and_then(|row| row.perplexity);
         Some(Recovery {
             full_precision: perplexity(RowKind::FullPrecision)?,

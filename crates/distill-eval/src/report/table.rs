@@ -96,7 +96,10 @@ fn cells(row: &Row) -> [String; 6] {
 fn recovered(report: &RunReport) -> String {
     let title = "quantisation loss recovered";
     let Some(recovery) = report.recovery() else {
-        return format!("{title}: — (needs full precision, post-training and aware)");
+        return match report.began_finished {
+            true => format!("{title}: — (needs full precision, post-training and aware)"),
+            false => format!("{title}: — (the student was still learning when rounding began)"),
+        };
     };
     let share = recovery
         .share()

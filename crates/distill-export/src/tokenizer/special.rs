@@ -12,7 +12,6 @@ use serde_json::Value;
 
 use super::read_json;
 use crate::ExportError;
-use crate::config::LlamaConfig;
 use crate::error::shortened;
 
 /// The names of one special token: spelt, by id, and in GGUF.
@@ -46,7 +45,7 @@ impl SpecialTokens {
     /// `tokens` are those in use, by id.
     pub fn read(
         directory: &Path,
-        config: &LlamaConfig,
+        config: &Value,
         tokenizer: &Value,
         tokens: &[Option<&str>],
     ) -> Result<Self, ExportError> {
@@ -63,12 +62,12 @@ impl SpecialTokens {
         let used = |id: &u32| tokens.get(*id as usize).copied().flatten().is_some();
         for (role, id) in ROLES.iter().zip(&mut ids) {
             // Generation may end at one of several tokens; the first is the end of text.
-            let value = &config.json[role.id];
+            let value = &config[role.id];
             let value = value.as_u64().or_else(|| value.get(0)?.as_u64());
             let known = value.and_then(|id| u32::try_from(id).ok());
             *id = id.or(known.filter(used));
         }
-        let ends = config.json["eos_token_id"].as_array().into_iter().flatten();
+        let ends = config["eos_token_id"].as_array().into_iter().flatten();
         let ends = ends
             .filter_map(|id| u32::try_from(id.as_u64()?).ok())
             .filter(|id| used(id) && Some(*id) != ids[1])

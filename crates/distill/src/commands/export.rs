@@ -14,10 +14,13 @@ use crate::{cli, run_directory};
 /// Says which checkpoint an export was made from.
 const SOURCE: &str = "export/source.json";
 
-#[derive(Serialize, Deserialize)]
-struct Source {
+/// What an export was made from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Source {
     /// The checkpoint's directory in the run, e.g. `step-50`.
-    checkpoint: String,
+    pub checkpoint: String,
+    /// SHA-256 of `export/model.gguf`, if it was written.
+    pub gguf_sha256: Option<String>,
 }
 
 /// What an export wrote.
@@ -51,7 +54,7 @@ pub fn newest(run: &Path) -> Result<PathBuf, Failure> {
 }
 
 /// The checkpoint that `export/` was made from, which must still be there.
-pub fn source(run: &Path) -> Result<PathBuf, Failure> {
+pub fn source(run: &Path) -> Result<(PathBuf, Source), Failure> {
     let again = "export the run again with `distill export`";
     let not = |path: PathBuf, problem: String| Failure::NotARun { path, problem };
     let path = run.join(SOURCE);
@@ -61,7 +64,7 @@ pub fn source(run: &Path) -> Result<PathBuf, Failure> {
         .map_err(|error| not(path.clone(), format!("{error}; {again}")))?;
     let checkpoint = run.join(&source.checkpoint);
     match checkpoint.is_dir() {
-        true => Ok(checkpoint),
+        true => Ok((checkpoint, source)),
         false => Err(not(checkpoint, format!("is gone, and `export/` was made from it; {again}"))),
     }
 }
@@ -70,12 +73,23 @@ pub fn source(run: &Path) -> Result<PathBuf, Failure> {
 pub fn export(recipe: &Recipe, run: &Path, checkpoint: &Path) -> Result<Exported, Failure> {
     let directory = run.join("export");
     std::fs::create_dir_all(&directory).map_err(Failure::io("creating", &directory))?;
+    // What was said of an earlier export is not true of this one.
+    for stale in [SOURCE, super::verify::PARITY] {
+        let path = run.join(stale);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Failure::io("removing", &path)(error));
+            }
+            _ => {}
+        }
+    }
     let name = checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    run_directory::write_json(&run.join(SOURCE), &Source { checkpoint: name })?;
+    let mut source = Source { checkpoint: name, gguf_sha256: None };
     let mut exported = Exported::default();
     if recipe.export.gguf {
         let path = directory.join("model.gguf");
-        distill_export::export_gguf(checkpoint, &path, &options(recipe))?;
+        let summary = distill_export::export_gguf(checkpoint, &path, &options(recipe))?;
+        source.gguf_sha256 = Some(summary.sha256);
         let edge = directory.join("model.edge");
         distill_export::export_edge(&path, &edge)?;
         (exported.gguf, exported.edge) = (Some(path), Some(edge));
@@ -85,6 +99,7 @@ pub fn export(recipe: &Recipe, run: &Path, checkpoint: &Path) -> Result<Exported
         distill_export::export_huggingface(checkpoint, &path, FloatType::F32)?;
         exported.huggingface = Some(path);
     }
+    run_directory::write_json(&run.join(SOURCE), &source)?;
     Ok(exported)
 }
 

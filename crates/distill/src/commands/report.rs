@@ -11,7 +11,7 @@ use distill_edge::{
 use distill_eval::report::{Curve, ExportedFile, Row, RowKind, RunReport, Sample, html, table};
 use distill_eval::{Parity, Score, runtime};
 use distill_models::parameters;
-use distill_recipe::Recipe;
+use distill_recipe::{Recipe, StudentInit};
 use distill_train::evaluate::evaluate;
 use distill_train::metrics::{self, Record};
 use distill_train::prepare::Prepared;
@@ -61,6 +61,8 @@ pub fn report(
         hardware: hardware::describe(recipe.backend, kernels),
         recipe: run_directory::resolved(recipe)?,
         positions: held_out.batch(&measured).valid_tokens(),
+        began_finished: matches!(recipe.student.init, StudentInit::From(_))
+            && recipe.quantize.as_ref().is_none_or(|quantize| quantize.start_step == 0),
         rows,
         curves: curves(&records),
         parity,

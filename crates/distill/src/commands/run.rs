@@ -3,7 +3,7 @@
 
 use distill_models::LoadReport;
 use distill_recipe::Recipe;
-use distill_train::{Trainer, prepare};
+use distill_train::{Trainer, checkpoint, prepare};
 
 use super::{export, report, verify};
 use crate::failure::Failure;
@@ -26,6 +26,15 @@ pub fn run(args: &cli::Run) -> Result<(), Failure> {
     let prepared = prepare::prepare(&recipe, &paths, &run, &device, &mut |_| bar.tick());
     bar.finish_and_clear();
     let prepared = prepared?;
+    if recipe.export.gguf {
+        // Better now than after all training.
+        let directory = run.join("tokenizer");
+        if !directory.is_dir() {
+            checkpoint::write_tokenizer(&directory, &prepared.tokenizer)?;
+        }
+        distill_export::check_tokenizer(&directory, prepared.student.vocab_size)
+            .map_err(|error| Failure::Usage(format!("the student cannot be exported: {error}")))?;
+    }
     eprintln!(
         "student {:.1} M parameters · {} training sequences of {} tokens, {} held out",
         prepared.student.parameters() as f64 / 1e6,
@@ -45,20 +54,14 @@ pub fn run(args: &cli::Run) -> Result<(), Failure> {
         Ok(student)
     };
     let trainer = Trainer::open(&recipe, &prepared, first, run.clone(), device.clone())?;
-    let checkpoint = trainer.run(&mut TrainingBar::new(recipe.train.steps))?;
+    let last = trainer.run(&mut TrainingBar::new(recipe.train.steps))?;
 
-    let files = export::export(&recipe, &run, &checkpoint)?;
+    let files = export::export(&recipe, &run, &last)?;
     let parity = match files.gguf.is_some() {
-        true => Some(verify::verify(
-            &recipe,
-            &run,
-            &checkpoint,
-            &prepared.tokenizer,
-            &prepared.dataset,
-        )?),
+        true => Some(verify::verify(&recipe, &run, &last, &prepared.tokenizer, &prepared.dataset)?),
         false => None,
     };
-    report::report(&recipe, &run, &checkpoint, &prepared, &files, parity.clone(), &device)?;
+    report::report(&recipe, &run, &last, &prepared, &files, parity.clone(), &device)?;
     match parity {
         Some(parity) if !parity.passed => Err(verify::failure(&run, &parity)),
         _ => Ok(()),

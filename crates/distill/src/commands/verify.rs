@@ -8,7 +8,9 @@ use distill_eval::parity::{Comparison, ParityInput};
 use distill_models::{Backend, load_pretrained};
 use distill_recipe::Recipe;
 use distill_train::{TrainError, prepare};
+use serde::Serialize;
 
+use super::export::Source;
 use crate::failure::Failure;
 use crate::output::put_line;
 use crate::progress::spinner;
@@ -21,13 +23,25 @@ const PROMPT_TOKENS: usize = 16;
 /// Tokens of its continuation.
 const GREEDY_TOKENS: usize = 48;
 
+/// The gate's verdict on a run's export.
+pub const PARITY: &str = "export/parity.json";
+
+/// The verdict with what it was passed on.
+#[derive(Serialize)]
+struct Recorded<'a> {
+    #[serde(flatten)]
+    source: Source,
+    #[serde(flatten)]
+    parity: &'a Parity,
+}
+
 /// Positions below which a parity check says little.
 const PROOF: usize = 4096;
 
 /// The verb.
 pub fn command(args: &cli::RunDirectory) -> Result<(), Failure> {
     let recipe = run_directory::recipe(&args.run)?;
-    let checkpoint = super::export::source(&args.run)?;
+    let (checkpoint, _) = super::export::source(&args.run)?;
     let paths = hub::local_paths(&recipe)?;
     let tokenizer = prepare::read_tokenizer(&checkpoint)?;
     let dataset = prepare::dataset(&recipe, &paths, &tokenizer, &mut |_| {})?;
@@ -94,15 +108,24 @@ pub fn verify(
     for comparison in [&mut parity.exact, &mut parity.shipped] {
         comparison.worst.context = tokenizer.decode(context(&texts, comparison));
     }
-    run_directory::write_json(&run.join("export/parity.json"), &parity)?;
+    let (_, source) = super::export::source(run)?;
+    run_directory::write_json(&run.join(PARITY), &Recorded { source, parity: &parity })?;
     Ok(parity)
 }
 
-/// Held-out windows of the training length, at least `positions` of them if there are so many.
+/// Held-out windows of the training length, without padding: at least `positions` positions if
+/// there are so many.
 fn texts(dataset: &Dataset, positions: usize) -> Vec<Vec<u32>> {
     let held_out = &dataset.held_out;
-    let wanted = positions.div_ceil(held_out.sequence_length());
-    (0..wanted.min(held_out.len())).map(|index| held_out.batch(&[index]).input_ids).collect()
+    let length = held_out.sequence_length();
+    let wanted = positions.div_ceil(length);
+    (0..wanted.min(held_out.len()))
+        .map(|index| {
+            let mut text = held_out.batch(&[index]).input_ids;
+            text.truncate(held_out.tokens() - index * length);
+            text
+        })
+        .collect()
 }
 
 /// The tokens before the worst position.
@@ -170,6 +193,6 @@ pub fn failure(run: &Path, parity: &Parity) -> Failure {
     if parity.packed_is_equal == Some(false) {
         details.push("  model.edge does not give the logits of model.gguf".into());
     }
-    let path: PathBuf = run.join("export/parity.json");
+    let path: PathBuf = run.join(PARITY);
     Failure::Parity { details: details.join("\n"), path }
 }

@@ -7,6 +7,7 @@
 //! Sixteen positions of a key element lie side by side, so that scores are computed with one
 //! position a lane and no sum across lanes.
 
+use std::io::{self, Read, Write};
 use std::ops::Range;
 
 use crate::EdgeError;
@@ -50,6 +51,7 @@ enum Stores {
 #[derive(Debug)]
 pub(crate) struct Cache {
     stores: Stores,
+    layers: usize,
     kv_heads: usize,
     head_dim: usize,
     /// Positions of a head, a multiple of [`POSITIONS`].
@@ -90,7 +92,88 @@ impl Cache {
                 values: Shared::new(vec![0; elements]),
             }),
         };
-        Ok(Self { stores, kv_heads: config.kv_heads, head_dim: config.head_dim, capacity })
+        let Config { layers, kv_heads, head_dim, .. } = *config;
+        Ok(Self { stores, layers, kv_heads, head_dim, capacity })
+    }
+
+    /// How elements are stored.
+    pub fn kv(&self) -> KvType {
+        match self.stores {
+            Stores::F32(_) => KvType::F32,
+            Stores::F16(_) => KvType::F16,
+        }
+    }
+
+    /// Bytes of the state of some positions.
+    pub fn state_bytes(&self, positions: usize) -> u64 {
+        let a_head = positions.next_multiple_of(POSITIONS) + positions;
+        (self.layers * self.kv_heads * a_head * self.head_dim * self.kv().bytes()) as u64
+    }
+
+    /// Where keys and values of some positions lie, head after head.
+    fn state_ranges(&self, positions: usize) -> impl Iterator<Item = [Range<usize>; 2]> {
+        let (keys, values) = (positions.next_multiple_of(POSITIONS), positions);
+        let head_dim = self.head_dim;
+        (0..self.layers * self.kv_heads).map(move |head| {
+            let base = head * self.capacity * head_dim;
+            [base..base + keys * head_dim, base..base + values * head_dim]
+        })
+    }
+
+    /// Writes keys and values of the first positions.
+    ///
+    /// # Safety
+    /// No thread may write to the cache at the time.
+    #[allow(unsafe_code)]
+    pub unsafe fn write_to(&self, positions: usize, out: &mut impl Write) -> io::Result<()> {
+        for [keys, values] in self.state_ranges(positions) {
+            // SAFETY: the caller's.
+            unsafe {
+                match &self.stores {
+                    Stores::F32(s) => {
+                        for x in s.keys.read(keys).iter().chain(s.values.read(values)) {
+                            out.write_all(&x.to_le_bytes())?;
+                        }
+                    }
+                    Stores::F16(s) => {
+                        for x in s.keys.read(keys).iter().chain(s.values.read(values)) {
+                            out.write_all(&x.to_le_bytes())?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what [`Cache::write_to`] wrote.
+    ///
+    /// # Safety
+    /// No thread may use the cache at the time.
+    #[allow(unsafe_code)]
+    pub unsafe fn read_from(&self, positions: usize, from: &mut impl Read) -> io::Result<()> {
+        for [keys, values] in self.state_ranges(positions) {
+            // SAFETY: the caller's; keys and values are different memory.
+            unsafe {
+                match &self.stores {
+                    Stores::F32(s) => {
+                        for x in s.keys.write(keys).iter_mut().chain(s.values.write(values)) {
+                            let mut bytes = [0; 4];
+                            from.read_exact(&mut bytes)?;
+                            *x = f32::from_le_bytes(bytes);
+                        }
+                    }
+                    Stores::F16(s) => {
+                        for x in s.keys.write(keys).iter_mut().chain(s.values.write(values)) {
+                            let mut bytes = [0; 2];
+                            from.read_exact(&mut bytes)?;
+                            *x = u16::from_le_bytes(bytes);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Where a head of a layer begins.

@@ -153,6 +153,28 @@ pub enum EdgeError {
         /// Bytes of the cache; `usize::MAX` stands for more than can be counted.
         bytes: usize,
     },
+    /// A saved session could not be read or written.
+    #[error("cannot {action} {}: {source}", file.display())]
+    StateIo {
+        /// The state file.
+        file: PathBuf,
+        /// `"read"` or `"write"`.
+        action: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A saved session that does not belong to this one.
+    #[error("{}: {what} is {found}; expected {expected}. Compute the prompt again and save it anew", file.display())]
+    State {
+        /// The state file.
+        file: PathBuf,
+        /// What does not fit.
+        what: &'static str,
+        /// Its value.
+        found: String,
+        /// What would fit.
+        expected: String,
+    },
     /// Not enough memory for the weights.
     #[error("{}: the packed weights need {bytes} bytes, which the system does not give. Free some memory or run a smaller model", file.display())]
     WeightMemory {
@@ -176,6 +198,12 @@ pub enum EdgeError {
 impl EdgeError {
     /// Whether the cause lies in what the runtime was given, rather than in the machine.
     pub fn is_input(&self) -> bool {
-        !matches!(self, Self::Thread { .. } | Self::Memory { .. } | Self::WeightMemory { .. })
+        !matches!(
+            self,
+            Self::Thread { .. }
+                | Self::Memory { .. }
+                | Self::WeightMemory { .. }
+                | Self::StateIo { .. }
+        )
     }
 }

@@ -41,6 +41,7 @@ mod rope;
 mod sampler;
 mod session;
 mod shared;
+mod state;
 mod team;
 mod tokenizer;
 mod trace;

@@ -34,7 +34,8 @@ pub struct Session {
     worker: Worker,
     threads: Vec<JoinHandle<()>>,
     context: usize,
-    position: usize,
+    /// Those in the cache.
+    tokens: Vec<u32>,
     /// The logits last asked for, `[vocab]`.
     logits: Vec<f32>,
 }
@@ -71,7 +72,7 @@ impl Session {
             worker: worker(0),
             threads: Vec::new(),
             context,
-            position: 0,
+            tokens: Vec::with_capacity(context),
             logits,
         };
         for index in 1..threads {
@@ -146,7 +147,7 @@ impl Session {
     ) -> Result<(), EdgeError> {
         self.check(tokens)?;
         for chunk in tokens.chunks(TILE) {
-            let position = self.position;
+            let position = self.position();
             self.run(chunk, 0..0, trace);
             for from in (0..chunk.len()).step_by(HEAD_TILE) {
                 let to = (from + HEAD_TILE).min(chunk.len());
@@ -162,7 +163,23 @@ impl Session {
 
     /// Tokens in the session.
     pub fn position(&self) -> usize {
-        self.position
+        self.tokens.len()
+    }
+
+    /// The tokens in the session, in order.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Threads compute only while the session is borrowed mutably.
+    pub(crate) fn cache(&self) -> &Cache {
+        &self.worker.shared.cache
+    }
+
+    /// Says which tokens the cache holds, at most as many as the context.
+    pub(crate) fn set_tokens(&mut self, tokens: &[u32]) {
+        self.tokens.clear();
+        self.tokens.extend_from_slice(tokens);
     }
 
     /// The most tokens the session can hold.
@@ -182,22 +199,22 @@ impl Session {
 
     /// Forgets all tokens.
     pub fn reset(&mut self) {
-        self.position = 0;
+        self.tokens.clear();
     }
 
     /// Forgets the tokens from `position` on: for a prompt that shares its beginning with the last.
     /// Beyond the end, it does nothing.
     pub fn truncate(&mut self, position: usize) {
-        self.position = self.position.min(position);
+        self.tokens.truncate(position);
     }
 
     fn check(&self, tokens: &[u32]) -> Result<(), EdgeError> {
         if tokens.is_empty() {
             return Err(EdgeError::NoTokens);
         }
-        if tokens.len() > self.context - self.position {
+        if tokens.len() > self.context - self.position() {
             return Err(EdgeError::ContextOverflow {
-                position: self.position,
+                position: self.position(),
                 tokens: tokens.len(),
                 context: self.context,
             });
@@ -216,13 +233,13 @@ impl Session {
             let mut job = write(&shared.job);
             job.tokens.clear();
             job.tokens.extend_from_slice(tokens);
-            job.position = self.position;
+            job.position = self.tokens.len();
             job.head = head;
         }
         let shared = Arc::clone(shared);
         shared.team.start_job();
         shared.team.guarded(|| self.worker.run(trace));
-        self.position += tokens.len();
+        self.tokens.extend_from_slice(tokens);
     }
 
     /// Copies the logits of the `t`-th token of the last head.

@@ -6,10 +6,12 @@
 //!
 //! Quantised matrices are in the layout of [`distill_quant::packed`]: sixteen rows side by side, one row a lane.
 
+mod attention;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+pub(crate) use attention::{Attend, CHUNK, Cached, POSITIONS, Queries, Total};
 pub(crate) use scalar::merge;
 
 use crate::model::KernelChoice;
@@ -18,11 +20,6 @@ use crate::model::KernelChoice;
 const LANES: usize = 8;
 /// Elements of a block of 4-bit or 8-bit values.
 pub(crate) const BLOCK: usize = distill_quant::BLOCK;
-/// Positions whose keys lie side by side in the cache, one position a lane.
-pub(crate) const POSITIONS: usize = 16;
-/// Positions that attention takes together; partial results are merged in order.
-pub(crate) const CHUNK: usize = 256;
-
 /// Q8_0 activations of some tokens: the input of an integer product.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Codes<'a> {
@@ -35,6 +32,10 @@ pub(crate) struct Codes<'a> {
     pub offsets: &'a [i32],
 }
 
+/// Values of whole blocks → codes, scales and offsets as [`Codes`] has them.
+pub(crate) type Quantize =
+    fn(values: &[f32], codes: &mut [i8], scales: &mut [f32], offsets: &mut [i32]);
+
 /// `y[t * stride + r] = Σ_c w[r, c] · x[t, c]`.
 ///
 /// # Shapes
@@ -46,44 +47,6 @@ pub(crate) type MatmulF32 = fn(w: &[f32], x: &[f32], columns: usize, y: &mut [f3
 /// rows of a last group are written too.
 pub(crate) type Product = fn(w: &[u8], x: Codes<'_>, columns: usize, y: &mut [f32], stride: usize);
 
-/// One head's cache over a chunk of positions, of which at least those seen are filled.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Cached<'a, T> {
-    /// `[CHUNK / POSITIONS, head_dim, POSITIONS]`, possibly fewer blocks.
-    pub keys: &'a [T],
-    /// `[CHUNK, head_dim]`, possibly fewer positions.
-    pub values: &'a [T],
-}
-
-/// Queries of one head group and what they found in one chunk.
-#[derive(Debug)]
-pub(crate) struct Queries<'a> {
-    /// `[queries, head_dim]`.
-    pub queries: &'a [f32],
-    /// How many of the chunk's positions each query sees, at least one.
-    pub seen: &'a [u32],
-    /// Multiplies every score.
-    pub scale: f32,
-    /// Scratch, `[queries, CHUNK]`.
-    pub weights: &'a mut [f32],
-    /// Largest score and sum of e^(score − largest), `[queries]`.
-    pub totals: &'a mut [Total],
-    /// Σ e^(score − largest) · value, `[queries, head_dim]`.
-    pub mixed: &'a mut [f32],
-}
-
-/// The denominator of a softmax over some positions.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Total {
-    /// The largest score.
-    pub largest: f32,
-    /// Σ e^(score − largest).
-    pub sum: f32,
-}
-
-/// Attention of some queries over one chunk; see [`scalar`] for the order of every sum.
-pub(crate) type Attend<T> = fn(queries: Queries<'_>, cached: Cached<'_, T>);
-
 /// One instruction set's functions. All tables compute the same bits for finite input.
 #[derive(Debug)]
 pub(crate) struct Kernels {
@@ -94,7 +57,7 @@ pub(crate) struct Kernels {
     /// Values → binary16 bits, round to nearest even (the KV cache).
     pub to_f16: fn(&[f32], &mut [u16]),
     /// Values (whole blocks) → what [`Codes`] holds: codes, scales, offsets.
-    pub quantize_activations: fn(&[f32], &mut [i8], &mut [f32], &mut [i32]),
+    pub quantize_activations: Quantize,
     pub matmul_f32: MatmulF32,
     pub product_q4_0: Product,
     pub product_q8_0: Product,

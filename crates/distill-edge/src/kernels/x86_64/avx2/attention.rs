@@ -15,6 +15,7 @@ use std::arch::x86_64::{
     _mm256_setr_ps, _mm256_setzero_ps, _mm256_sub_ps,
 };
 
+use super::super::super::attention::Tile;
 use super::super::super::scalar::{Element, reduce_positions};
 use super::super::super::{CHUNK, Cached, LANES, POSITIONS, Queries, Total};
 use super::{exp, lanes, load_f32, store_f32};
@@ -55,51 +56,29 @@ pub fn attend_f16(queries: Queries<'_>, cached: Cached<'_, u16>) {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn attend<T: Load>(queries: Queries<'_>, cached: Cached<'_, T>) {
-    let Queries { queries, seen, scale, weights, totals, mixed } = queries;
-    let head_dim = queries.len() / seen.len();
-    let mut from = 0;
-    while from < seen.len() {
-        let count = (seen.len() - from).min(4);
-        let tile = Tile {
-            queries: &queries[from * head_dim..(from + count) * head_dim],
-            seen: &seen[from..from + count],
-            weights: &mut weights[from * CHUNK..(from + count) * CHUNK],
-            mixed: &mut mixed[from * head_dim..(from + count) * head_dim],
-            totals: &mut totals[from..from + count],
-            head_dim,
-        };
-        match count {
-            1 => tile.attend::<1, T>(scale, cached),
-            2 => tile.attend::<2, T>(scale, cached),
-            3 => tile.attend::<3, T>(scale, cached),
-            _ => tile.attend::<4, T>(scale, cached),
-        }
-        from += count;
-    }
+    let (head_dim, scale) = (queries.head_dim(), queries.scale);
+    queries.by_tiles(|tile| match tile.seen.len() {
+        1 => attend_tile::<1, T>(tile, head_dim, scale, cached),
+        2 => attend_tile::<2, T>(tile, head_dim, scale, cached),
+        3 => attend_tile::<3, T>(tile, head_dim, scale, cached),
+        _ => attend_tile::<4, T>(tile, head_dim, scale, cached),
+    });
 }
 
-/// Up to four queries.
-struct Tile<'a> {
-    queries: &'a [f32],
-    seen: &'a [u32],
-    weights: &'a mut [f32],
-    totals: &'a mut [Total],
-    mixed: &'a mut [f32],
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn attend_tile<const Q: usize, T: Load>(
+    tile: Tile<'_>,
     head_dim: usize,
-}
-
-impl Tile<'_> {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    #[inline]
-    fn attend<const Q: usize, T: Load>(self, scale: f32, cached: Cached<'_, T>) {
-        let furthest = self.seen.iter().fold(0, |most, &seen| most.max(seen)) as usize;
-        let weights = self.weights.as_chunks_mut::<CHUNK>().0;
-        scores::<Q, T>(self.queries, cached.keys, furthest, self.head_dim, weights);
-        for ((weights, &seen), total) in weights.iter_mut().zip(self.seen).zip(self.totals) {
-            *total = softmax(weights, seen as usize, furthest, scale);
-        }
-        mix::<Q, T>(weights, cached.values, furthest, self.head_dim, self.mixed);
+    scale: f32,
+    cached: Cached<'_, T>,
+) {
+    let Tile { queries, seen, weights, totals, mixed, furthest } = tile;
+    scores::<Q, T>(queries, cached.keys, furthest, head_dim, weights);
+    for ((weights, &seen), total) in weights.iter_mut().zip(seen).zip(totals) {
+        *total = softmax(weights, seen as usize, furthest, scale);
     }
+    mix::<Q, T>(weights, cached.values, furthest, head_dim, mixed);
 }
 
 /// Scores of whole blocks of 16 positions, as many as cover `positions`.

@@ -8,6 +8,7 @@ use std::arch::x86_64::{
     _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
+use super::super::super::attention::Tile;
 use super::super::super::scalar::{Element, exponential, reduce_positions};
 use super::super::super::{CHUNK, Cached, POSITIONS, Queries, Total};
 
@@ -66,78 +67,54 @@ pub fn attend_f16(queries: Queries<'_>, cached: Cached<'_, u16>) {
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn attend<T: Load>(queries: Queries<'_>, cached: Cached<'_, T>) {
-    let Queries { queries, seen, scale, weights, totals, mixed } = queries;
-    let head_dim = queries.len() / seen.len();
-    let mut from = 0;
-    while from < seen.len() {
-        let count = (seen.len() - from).min(4);
-        let tile = Tile {
-            queries: &queries[from * head_dim..(from + count) * head_dim],
-            seen: &seen[from..from + count],
-            weights: &mut weights[from * CHUNK..(from + count) * CHUNK],
-            mixed: &mut mixed[from * head_dim..(from + count) * head_dim],
-            totals: &mut totals[from..from + count],
-            head_dim,
-        };
-        match count {
-            1 => tile.attend::<1, T>(scale, cached),
-            2 => tile.attend::<2, T>(scale, cached),
-            3 => tile.attend::<3, T>(scale, cached),
-            _ => tile.attend::<4, T>(scale, cached),
-        }
-        from += count;
-    }
+    let (head_dim, scale) = (queries.head_dim(), queries.scale);
+    queries.by_tiles(|tile| match tile.seen.len() {
+        1 => attend_tile::<1, T>(tile, head_dim, scale, cached),
+        2 => attend_tile::<2, T>(tile, head_dim, scale, cached),
+        3 => attend_tile::<3, T>(tile, head_dim, scale, cached),
+        _ => attend_tile::<4, T>(tile, head_dim, scale, cached),
+    });
 }
 
-/// Up to four queries.
-struct Tile<'a> {
-    queries: &'a [f32],
-    seen: &'a [u32],
-    weights: &'a mut [f32],
-    totals: &'a mut [Total],
-    mixed: &'a mut [f32],
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn attend_tile<const Q: usize, T: Load>(
+    tile: Tile<'_>,
     head_dim: usize,
-}
-
-impl Tile<'_> {
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    fn attend<const Q: usize, T: Load>(self, scale: f32, cached: Cached<'_, T>) {
-        let head_dim = self.head_dim;
-        let furthest = self.seen.iter().fold(0, |most, &seen| most.max(seen)) as usize;
-        let weights = self.weights.as_chunks_mut::<CHUNK>().0;
-        let queries: [&[f32]; Q] =
-            std::array::from_fn(|q| &self.queries[q * head_dim..][..head_dim]);
-        // Pairs of blocks, so that there are sums enough to hide the latency of one.
-        let blocks = furthest.div_ceil(POSITIONS);
-        let pairs = blocks / 2 * 2;
-        for b in (0..pairs).step_by(2) {
-            scores::<Q, 2, T>(&queries, cached.keys, b, weights);
-        }
-        if pairs < blocks {
-            scores::<Q, 1, T>(&queries, cached.keys, pairs, weights);
-        }
-        for ((weights, &seen), total) in weights.iter_mut().zip(self.seen).zip(self.totals) {
-            *total = softmax(weights, seen as usize, furthest, scale);
-        }
-        let values = &cached.values[..furthest * head_dim];
-        let mut from = 0;
-        while from + 4 * WIDE <= head_dim {
-            mix::<Q, 4, T>(weights, values, from, head_dim, self.mixed);
-            from += 4 * WIDE;
-        }
-        while from + WIDE <= head_dim {
-            mix::<Q, 1, T>(weights, values, from, head_dim, self.mixed);
-            from += WIDE;
-        }
-        for d in from..head_dim {
-            for q in 0..Q {
-                let mut sum = 0.0_f32;
-                for (weight, values) in weights[q].iter().zip(values.chunks_exact(head_dim)) {
-                    sum = weight.mul_add(values[d].value(), sum);
-                }
-                self.mixed[q * head_dim + d] = sum;
+    scale: f32,
+    cached: Cached<'_, T>,
+) {
+    let Tile { queries, seen, weights, totals, mixed, furthest } = tile;
+    let queries: [&[f32]; Q] = std::array::from_fn(|q| &queries[q * head_dim..][..head_dim]);
+    // Pairs of blocks, so that there are sums enough to hide the latency of one.
+    let blocks = furthest.div_ceil(POSITIONS);
+    let pairs = blocks / 2 * 2;
+    for b in (0..pairs).step_by(2) {
+        scores::<Q, 2, T>(&queries, cached.keys, b, weights);
+    }
+    if pairs < blocks {
+        scores::<Q, 1, T>(&queries, cached.keys, pairs, weights);
+    }
+    for ((weights, &seen), total) in weights.iter_mut().zip(seen).zip(totals) {
+        *total = softmax(weights, seen as usize, furthest, scale);
+    }
+    let values = &cached.values[..furthest * head_dim];
+    let mut from = 0;
+    while from + 4 * WIDE <= head_dim {
+        mix::<Q, 4, T>(weights, values, from, head_dim, mixed);
+        from += 4 * WIDE;
+    }
+    while from + WIDE <= head_dim {
+        mix::<Q, 1, T>(weights, values, from, head_dim, mixed);
+        from += WIDE;
+    }
+    for d in from..head_dim {
+        for q in 0..Q {
+            let mut sum = 0.0_f32;
+            for (weight, values) in weights[q].iter().zip(values.chunks_exact(head_dim)) {
+                sum = weight.mul_add(values[d].value(), sum);
             }
+            mixed[q * head_dim + d] = sum;
         }
     }
 }

@@ -1,0 +1,81 @@
+//! What attention kernels take and give.
+
+/// Positions whose keys lie side by side in the cache, one position a lane.
+pub(crate) const POSITIONS: usize = 16;
+/// Positions that attention takes together; partial results are merged in order.
+pub(crate) const CHUNK: usize = 256;
+
+/// One head's cache over a chunk of positions, of which at least those seen are filled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cached<'a, T> {
+    /// `[CHUNK / POSITIONS, head_dim, POSITIONS]`, possibly fewer blocks.
+    pub keys: &'a [T],
+    /// `[CHUNK, head_dim]`, possibly fewer positions.
+    pub values: &'a [T],
+}
+
+/// Queries of one head group and what they found in one chunk.
+#[derive(Debug)]
+pub(crate) struct Queries<'a> {
+    /// `[queries, head_dim]`.
+    pub queries: &'a [f32],
+    /// How many of the chunk's positions each query sees, at least one.
+    pub seen: &'a [u32],
+    /// Multiplies every score.
+    pub scale: f32,
+    /// Scratch, `[queries, CHUNK]`.
+    pub weights: &'a mut [f32],
+    /// Largest score and sum of e^(score − largest), `[queries]`.
+    pub totals: &'a mut [Total],
+    /// Σ e^(score − largest) · value, `[queries, head_dim]`.
+    pub mixed: &'a mut [f32],
+}
+
+/// The denominator of a softmax over some positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Total {
+    /// The largest score.
+    pub largest: f32,
+    /// Σ e^(score − largest).
+    pub sum: f32,
+}
+
+/// Attention of some queries over one chunk; see [`super::scalar`] for the order of every sum.
+pub(crate) type Attend<T> = fn(queries: Queries<'_>, cached: Cached<'_, T>);
+
+/// Up to four of the queries: what a register tile holds.
+pub(super) struct Tile<'a> {
+    pub queries: &'a [f32],
+    pub seen: &'a [u32],
+    /// Of each query.
+    pub weights: &'a mut [[f32; CHUNK]],
+    pub totals: &'a mut [Total],
+    pub mixed: &'a mut [f32],
+    /// The most positions that one of the queries sees.
+    pub furthest: usize,
+}
+
+impl Queries<'_> {
+    /// Elements of a query.
+    pub(super) fn head_dim(&self) -> usize {
+        self.queries.len() / self.seen.len()
+    }
+
+    /// Calls `each` with four queries at a time, and then with those that remain.
+    pub(super) fn by_tiles(self, mut each: impl FnMut(Tile<'_>)) {
+        let head_dim = self.head_dim();
+        let weights = self.weights.as_chunks_mut::<CHUNK>().0;
+        for from in (0..self.seen.len()).step_by(4) {
+            let to = self.seen.len().min(from + 4);
+            let seen = &self.seen[from..to];
+            each(Tile {
+                queries: &self.queries[from * head_dim..to * head_dim],
+                seen,
+                weights: &mut weights[from..to],
+                totals: &mut self.totals[from..to],
+                mixed: &mut self.mixed[from * head_dim..to * head_dim],
+                furthest: seen.iter().fold(0, |most, &seen| most.max(seen)) as usize,
+            });
+        }
+    }
+}

@@ -93,12 +93,19 @@ impl Team {
     /// If a member has panicked: its part of the work is missing.
     pub fn barrier(&self) {
         let phase = self.phase.value();
+        // A member that panicked before this one came has advanced the phase already, and nobody
+        // will again.
+        self.refuse_broken();
         if self.arrived.fetch_add(1, Ordering::SeqCst) + 1 == self.size {
             self.arrived.store(0, Ordering::SeqCst);
             self.phase.advance();
         } else {
             self.phase.wait_past(phase);
         }
+        self.refuse_broken();
+    }
+
+    fn refuse_broken(&self) {
         assert!(!self.broken.load(Ordering::SeqCst), "a thread of this session panicked");
     }
 
@@ -145,6 +152,17 @@ mod tests {
             }
         });
         assert_eq!(done.into_inner(), 900);
+    }
+
+    #[test]
+    fn a_member_that_comes_after_the_panic_ends_too() {
+        let team = Team::new(2);
+        let results = std::thread::scope(|scope| {
+            let bad = scope.spawn(|| team.guarded(|| panic!("broken on purpose"))).join();
+            let late = scope.spawn(|| team.guarded(|| team.barrier())).join();
+            [bad.is_err(), late.is_err()]
+        });
+        assert_eq!(results, [true, true]);
     }
 
     #[test]

@@ -88,7 +88,7 @@ mod tests {
         let seed = Seed(1);
         let slots = 1_u64 << 16;
         let used: HashSet<u64> =
-            (0..1_u64 << 16).map(|pair| seed.hash_one(pair << 32 | pair / 7) % slots).collect();
+            (0..1_u64 << 16).map(|pair| seed.hash_one((pair << 32) | (pair / 7)) % slots).collect();
         // 65536 balls into as many bins leave 1 - 1/e of them, 41427, occupied.
         assert!((40_900..42_000).contains(&used.len()), "{}", used.len());
     }

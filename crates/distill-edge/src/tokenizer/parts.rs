@@ -69,8 +69,7 @@ impl Parts<'_> {
             return Err(PartsError::TypeCount(self.types.len()));
         }
         self.check_ids()?;
-        let kinds: Vec<TokenKind> =
-            (0..self.tokens.len()).map(|i| TokenKind::from_code(self.types.get(i))).collect();
+        let kinds = TokenKind::of(self.tokens, self.types);
         let ids: FastMap<&str, u32> =
             (0..).zip(self.tokens).map(|(id, text)| (text.as_str(), id)).collect();
         let spaces = |prefix| Spaces::new(prefix, self.tokens, &kinds);

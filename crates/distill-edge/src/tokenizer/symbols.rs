@@ -49,12 +49,15 @@ impl Symbols {
         Self::Characters { spaces, tokens: characters, bytes }
     }
 
-    /// Appends the symbols of a piece to `out`. What has none becomes `unknown`, or nothing where
-    /// there is no unknown token either; neighbouring unknown characters share one.
+    /// Appends the symbols of a piece to `out`.
+    ///
+    /// A byte without a token is left out, as in the peers: byte-level vocabularies name an
+    /// unknown token but do not use it. A character without tokens becomes `unknown`, neighbouring
+    /// ones together, or nothing where there is none.
     pub(super) fn push(&self, piece: &str, unknown: Option<u32>, out: &mut Vec<u32>) {
         match self {
             Self::Bytes { tokens, .. } => {
-                out.extend(piece.bytes().filter_map(|b| tokens[usize::from(b)].or(unknown)));
+                out.extend(piece.bytes().filter_map(|b| tokens[usize::from(b)]));
             }
             Self::Characters { tokens, bytes, .. } => {
                 let mut after_unknown = false;

@@ -24,16 +24,26 @@ pub enum TokenKind {
 }
 
 impl TokenKind {
-    /// The kind of a type code; none at all is normal, and unknown codes are never made.
-    pub(super) fn from_code(code: Option<&i32>) -> Self {
-        match code {
+    /// The kinds of `tokens` by their type codes; without codes all are normal, and tokens of
+    /// unknown codes are never made.
+    ///
+    /// Some converters call padding user-defined or unknown, and name each after its id
+    /// (`[PAD151646]`): no text means it.
+    pub(super) fn of(tokens: &[String], codes: &[i32]) -> Vec<Self> {
+        let is_padding = |id: usize, text: &str| {
+            let named = text.strip_prefix("[PAD").and_then(|rest| rest.strip_suffix(']'));
+            named.is_some_and(|digits| digits.parse() == Ok(id))
+        };
+        let kind = |(id, text): (usize, &String)| match codes.get(id) {
             None | Some(1) => Self::Normal,
+            Some(2 | 4) if is_padding(id, text) => Self::Unused,
             Some(2) => Self::Unknown,
             Some(3) => Self::Control,
             Some(4) => Self::UserDefined,
             Some(6) => Self::Byte,
             Some(_) => Self::Unused,
-        }
+        };
+        tokens.iter().enumerate().map(kind).collect()
     }
 }
 
@@ -167,6 +177,15 @@ mod tests {
         for wrong in ["<0x>", "<0xA>", "<0x0AA>", "<0x+A>", "0x0A", "<0x0A", "a", ""] {
             assert_eq!(named_byte(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn padding_is_known_by_its_code_or_by_the_id_in_its_name() {
+        let tokens = ["a", "[PAD1]", "[PAD7]", "[PAD3]", "x"].map(str::to_owned);
+        use TokenKind::{Control, Normal, Unused, UserDefined};
+        let expected = [Normal, Unused, UserDefined, Control, Unused];
+        assert_eq!(TokenKind::of(&tokens, &[1, 4, 4, 3, 5]), expected);
+        assert_eq!(TokenKind::of(&tokens, &[]), [Normal; 5]);
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl<'t> Encoder<'t> {
     fn piece(&mut self, piece: &str, ids: &mut Vec<u32>) {
         let tokenizer = self.tokenizer;
         if let Some(whole) = &tokenizer.whole_pieces
-            && let Some(id) = whole.get(&tokenizer.vocabulary, piece.as_bytes())
+            && let Some(id) = whole.get(tokenizer.vocabulary.pieces(), piece.as_bytes())
         {
             ids.push(id);
             return;

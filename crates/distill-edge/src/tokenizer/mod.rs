@@ -22,6 +22,7 @@ mod pretokenize;
 mod sentence_piece;
 mod specials;
 mod symbols;
+mod texts;
 mod unicode;
 mod unicode_tables;
 mod vocabulary;
@@ -35,7 +36,8 @@ use self::encode::Encoder;
 use self::parts::{Parts, PartsError, Scheme};
 use self::specials::{Segment, Specials};
 use self::symbols::Symbols;
-use self::vocabulary::{PieceIndex, Vocabulary};
+use self::texts::Index;
+use self::vocabulary::Vocabulary;
 
 /// A vocabulary and its rules. Immutable and shared between sessions.
 #[derive(Clone, Debug)]
@@ -44,7 +46,7 @@ pub struct Tokenizer {
     symbols: Symbols,
     merges: Merges,
     /// Normal tokens by their bytes, only where the rule takes whole pieces.
-    whole_pieces: Option<PieceIndex>,
+    whole_pieces: Option<Index>,
     specials: Specials,
     unknown: Option<u32>,
     bos: Option<u32>,

@@ -1,11 +1,11 @@
 //! A tokenizer from its parts: checks that they fit each other.
 
 use super::bpe::{Merge, Merges};
-use super::hash::FastMap;
 use super::sentence_piece::{Spaces, merges_by_score};
 use super::specials::Specials;
 use super::symbols::Symbols;
-use super::vocabulary::{PieceIndex, Spelling, TokenKind, Vocabulary};
+use super::texts::{Index, Texts, TooLarge};
+use super::vocabulary::{Spelling, TokenKind, Vocabulary};
 use super::{PreTokenizer, Tokenizer};
 
 /// Everything a tokenizer is made of, as GGUF metadata spells it.
@@ -70,24 +70,29 @@ impl Parts<'_> {
         }
         self.check_ids()?;
         let kinds = TokenKind::of(self.tokens, self.types);
-        let ids: FastMap<&str, u32> =
-            (0..).zip(self.tokens).map(|(id, text)| (text.as_str(), id)).collect();
+        let mut texts = Texts::with_capacity(self.tokens.len());
+        for token in self.tokens {
+            texts.push(|bytes| bytes.extend_from_slice(token.as_bytes()))?;
+        }
+        let all = 0..self.tokens.len() as u32;
         let spaces = |prefix| Spaces::new(prefix, self.tokens, &kinds);
         let (symbols, merges, spelling) = match self.scheme {
             Scheme::ByteLevel { pre, merges } => {
                 let pre =
                     PreTokenizer::from_name(pre).ok_or_else(|| PartsError::Pre(pre.to_owned()))?;
-                let symbols = Symbols::byte_level(pre, &ids);
-                (symbols, listed_merges(merges, &ids)?, Spelling::ByteLevel)
+                let ids = Index::new(&texts, all);
+                let symbols = Symbols::byte_level(pre, |text| ids.get(&texts, text.as_bytes()));
+                (symbols, listed_merges(merges, &texts, &ids)?, Spelling::ByteLevel)
             }
             Scheme::Scores { scores, space_prefix } => {
-                let merges = merges_by_score(self.tokens, &kinds, scores)?;
+                let merges = merges_by_score(&texts, &kinds, scores)?;
                 let symbols = Symbols::characters(spaces(space_prefix), self.tokens, &kinds);
                 (symbols, merges, Spelling::Text)
             }
             Scheme::Merges { merges, space_prefix } => {
                 let symbols = Symbols::characters(spaces(space_prefix), self.tokens, &kinds);
-                (symbols, listed_merges(merges, &ids)?, Spelling::Text)
+                let ids = Index::new(&texts, all);
+                (symbols, listed_merges(merges, &texts, &ids)?, Spelling::Text)
             }
         };
         let specials = (0..).zip(self.tokens).zip(&kinds);
@@ -103,7 +108,8 @@ impl Parts<'_> {
         let takes_whole_pieces =
             matches!(symbols, Symbols::Bytes { pre, .. } if pre.ignores_merges());
         Ok(Tokenizer {
-            whole_pieces: takes_whole_pieces.then(|| PieceIndex::new(&vocabulary)),
+            whole_pieces: takes_whole_pieces
+                .then(|| Index::new(vocabulary.pieces(), vocabulary.normal())),
             add_bos: self.add_bos.unwrap_or(adds_bos(&symbols)),
             vocabulary,
             symbols,
@@ -152,18 +158,30 @@ fn adds_bos(symbols: &Symbols) -> bool {
 }
 
 /// The merge table of a list; every merge is `left right`, and all three texts must be tokens.
-fn listed_merges(list: &[String], ids: &FastMap<&str, u32>) -> Result<Merges, PartsError> {
+fn listed_merges(list: &[String], texts: &Texts, ids: &Index) -> Result<Merges, PartsError> {
     let mut merges = Merges::with_capacity(list.len());
-    let mut joined = String::new();
+    let (mut joined, mut last) = (Vec::new(), None);
     for (index, text) in list.iter().enumerate() {
         let bad = || PartsError::Merge { index, text: text.clone() };
         let (left, right) = text.split_once(' ').ok_or_else(bad)?;
         joined.clear();
-        joined.push_str(left);
-        joined.push_str(right);
-        let id = |text: &str| ids.get(text).copied().ok_or_else(bad);
+        joined.extend_from_slice(left.as_bytes());
+        joined.extend_from_slice(right.as_bytes());
+        let id = |text: &[u8]| ids.get(texts, text).ok_or_else(bad);
+        // Lists that were made from scores name every way to the same token in a row.
+        let token = match last {
+            Some(token) if texts.get(token) == joined => token,
+            _ => id(&joined)?,
+        };
+        last = Some(token);
         let rank = u32::try_from(index).map_err(|_| PartsError::TooLarge)?;
-        merges.add(id(left)?, id(right)?, Merge { rank, token: id(&joined)? });
+        merges.add(id(left.as_bytes())?, id(right.as_bytes())?, Merge { rank, token });
     }
     Ok(merges)
+}
+
+impl From<TooLarge> for PartsError {
+    fn from(_: TooLarge) -> Self {
+        Self::TooLarge
+    }
 }

@@ -2,7 +2,8 @@
 
 use super::PartsError;
 use super::bpe::{Merge, Merges};
-use super::hash::{FastMap, FastSet};
+use super::hash::FastSet;
+use super::texts::{Index, Texts};
 use super::vocabulary::TokenKind;
 
 /// What stands for a space in the vocabulary: U+2581.
@@ -73,40 +74,35 @@ const LONGEST: usize = 1024;
 /// # Errors
 /// If there is not one finite score a token, or a token is over 1024 bytes.
 pub(super) fn merges_by_score(
-    tokens: &[String],
+    texts: &Texts,
     kinds: &[TokenKind],
     scores: &[f32],
 ) -> Result<Merges, PartsError> {
-    if scores.len() != tokens.len() {
+    if scores.len() != texts.len() {
         return Err(PartsError::ScoreCount(scores.len()));
     }
     if let Some(index) = scores.iter().position(|score| !score.is_finite()) {
         return Err(PartsError::Score { index, score: scores[index] });
     }
-    let mut ids: FastMap<&str, u32> =
-        FastMap::with_capacity_and_hasher(tokens.len(), Default::default());
-    let mut by_score: Vec<u32> = Vec::with_capacity(tokens.len());
-    for (id, (text, _)) in
-        (0..).zip(tokens.iter().zip(kinds)).filter(|(_, (_, kind))| **kind == TokenKind::Normal)
-    {
-        if text.len() > LONGEST {
-            return Err(PartsError::Length { index: id as usize, bytes: text.len() });
-        }
-        ids.insert(text, id);
-        by_score.push(id);
+    let mut by_score: Vec<u32> =
+        (0..).zip(kinds).filter(|(_, k)| **k == TokenKind::Normal).map(|(id, _)| id).collect();
+    if let Some(&id) = by_score.iter().find(|&&id| texts.get(id).len() > LONGEST) {
+        return Err(PartsError::Length { index: id as usize, bytes: texts.get(id).len() });
     }
+    let ids = Index::new(texts, by_score.iter().copied());
     by_score.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
 
-    let mut merges = Merges::with_capacity(2 * tokens.len());
+    let mut merges = Merges::with_capacity(2 * texts.len());
     let mut rank = 0;
     let mut pairs = Vec::new();
     for token in by_score {
-        let text = &tokens[token as usize];
+        let text = texts.get(token);
         pairs.clear();
-        for (at, _) in text.char_indices().skip(1) {
+        // No token begins inside a character, so cutting there finds nothing.
+        for at in 1..text.len() {
             let (left, right) = text.split_at(at);
-            if let Some(&left) = ids.get(left)
-                && let Some(&right) = ids.get(right)
+            if let Some(left) = ids.get(texts, left)
+                && let Some(right) = ids.get(texts, right)
             {
                 pairs.push((left, right));
             }
@@ -123,6 +119,14 @@ pub(super) fn merges_by_score(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn texts(of: &[&str]) -> Texts {
+        let mut texts = Texts::default();
+        for text in of {
+            texts.push(|bytes| bytes.extend_from_slice(text.as_bytes())).unwrap();
+        }
+        texts
+    }
 
     fn spaces(prefix: bool, tokens: &[&str]) -> Spaces {
         let tokens: Vec<String> = tokens.iter().map(|text| (*text).to_owned()).collect();
@@ -153,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_token_merges_from_every_pair_of_tokens_that_spells_it() {
-        let tokens = ["a", "b", "ab", "bb", "abb"].map(str::to_owned);
+        let tokens = texts(&["a", "b", "ab", "bb", "abb"]);
         let kinds = [TokenKind::Normal; 5];
         let merges = merges_by_score(&tokens, &kinds, &[0.0, 0.0, -2.0, -1.0, -3.0]).unwrap();
         let mut expected = Merges::default();
@@ -172,12 +176,12 @@ mod tests {
 
     #[test]
     fn scores_that_are_missing_or_not_finite_are_refused() {
-        let tokens = ["a", "b"].map(str::to_owned);
+        let tokens = texts(&["a", "b"]);
         let kinds = [TokenKind::Normal; 2];
         let error = |scores: &[f32]| merges_by_score(&tokens, &kinds, scores).unwrap_err();
         assert_eq!(error(&[0.0]), PartsError::ScoreCount(1));
         assert!(matches!(error(&[0.0, f32::NAN]), PartsError::Score { index: 1, .. }));
-        let long = ["a".to_owned(), "x".repeat(1025)];
+        let long = texts(&["a", &"x".repeat(1025)]);
         let error = merges_by_score(&long, &kinds, &[0.0; 2]).unwrap_err();
         assert_eq!(error, PartsError::Length { index: 1, bytes: 1025 });
     }

@@ -20,10 +20,10 @@ pub(super) enum Symbols {
 }
 
 impl Symbols {
-    /// `ids` are those of the tokens by their text.
-    pub(super) fn byte_level(pre: PreTokenizer, ids: &FastMap<&str, u32>) -> Self {
+    /// `id` finds a token by its text.
+    pub(super) fn byte_level(pre: PreTokenizer, id: impl Fn(&str) -> Option<u32>) -> Self {
         let spelt = bytes::alphabet();
-        let token = |byte: usize| ids.get(spelt[byte].encode_utf8(&mut [0; 4]) as &str).copied();
+        let token = |byte: usize| id(spelt[byte].encode_utf8(&mut [0; 4]));
         Self::Bytes { pre, tokens: Box::new(std::array::from_fn(token)) }
     }
 

@@ -2,9 +2,8 @@
 
 use super::PartsError;
 use super::bytes::byte_of;
-use super::hash::Seed;
 use super::sentence_piece::SPACE;
-use std::hash::BuildHasher;
+use super::texts::Texts;
 
 /// How a token came to be in the vocabulary (`tokenizer.ggml.token_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,9 +58,8 @@ pub(super) enum Spelling {
 /// The bytes and the kind of every token.
 #[derive(Clone, Debug)]
 pub(super) struct Vocabulary {
-    /// The bytes that tokens stand for, one after another; `ends[id]` is where the id-th ends.
-    bytes: Vec<u8>,
-    ends: Vec<u32>,
+    /// The bytes that each token stands for.
+    pieces: Texts,
     kinds: Vec<TokenKind>,
 }
 
@@ -73,39 +71,28 @@ impl Vocabulary {
         kinds: Vec<TokenKind>,
         spelling: Spelling,
     ) -> Result<Self, PartsError> {
-        let mut bytes = Vec::with_capacity(tokens.len() * 8);
-        let mut ends = Vec::with_capacity(tokens.len());
+        let mut pieces = Texts::with_capacity(tokens.len());
         for (index, (text, kind)) in tokens.iter().zip(&kinds).enumerate() {
             match (kind, spelling) {
-                (TokenKind::Byte, _) => bytes.push(
-                    named_byte(text)
-                        .ok_or_else(|| PartsError::Byte { index, text: text.clone() })?,
-                ),
+                (TokenKind::Byte, _) => {
+                    let byte = named_byte(text)
+                        .ok_or_else(|| PartsError::Byte { index, text: text.clone() })?;
+                    pieces.push(|bytes| bytes.push(byte))?;
+                }
                 (TokenKind::Normal, Spelling::ByteLevel) => {
-                    for c in text.chars() {
-                        match byte_of(c) {
-                            Some(byte) => bytes.push(byte),
-                            None => {
-                                bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
-                            }
-                        }
-                    }
+                    pieces.push(|bytes| write_byte_level(text, bytes))?;
                 }
                 (TokenKind::Normal, Spelling::Text) => {
-                    for (i, part) in text.split(SPACE).enumerate() {
-                        bytes.extend((i > 0).then_some(b' '));
-                        bytes.extend_from_slice(part.as_bytes());
-                    }
+                    pieces.push(|bytes| write_spaced(text, bytes))?;
                 }
-                _ => bytes.extend_from_slice(text.as_bytes()),
+                _ => pieces.push(|bytes| bytes.extend_from_slice(text.as_bytes()))?,
             }
-            ends.push(u32::try_from(bytes.len()).map_err(|_| PartsError::TooLarge)?);
         }
-        Ok(Self { bytes, ends, kinds })
+        Ok(Self { pieces, kinds })
     }
 
     pub(super) fn len(&self) -> usize {
-        self.ends.len()
+        self.pieces.len()
     }
 
     pub(super) fn kind(&self, id: u32) -> Option<TokenKind> {
@@ -114,10 +101,36 @@ impl Vocabulary {
 
     /// The bytes of one token; empty outside the vocabulary.
     pub(super) fn piece(&self, id: u32) -> &[u8] {
-        let id = id as usize;
-        let Some(&end) = self.ends.get(id) else { return &[] };
-        let start = if id == 0 { 0 } else { self.ends[id - 1] };
-        &self.bytes[start as usize..end as usize]
+        self.pieces.get(id)
+    }
+
+    /// The bytes of every token.
+    pub(super) fn pieces(&self) -> &Texts {
+        &self.pieces
+    }
+
+    /// The ids of the tokens that merging makes.
+    pub(super) fn normal(&self) -> impl Iterator<Item = u32> {
+        let ids = (0..).zip(&self.kinds);
+        ids.filter(|(_, kind)| **kind == TokenKind::Normal).map(|(id, _)| id)
+    }
+}
+
+/// Characters of the byte alphabet as their bytes, others as they are.
+fn write_byte_level(text: &str, bytes: &mut Vec<u8>) {
+    for c in text.chars() {
+        match byte_of(c) {
+            Some(byte) => bytes.push(byte),
+            None => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+}
+
+/// Text with spaces for their marks.
+fn write_spaced(text: &str, bytes: &mut Vec<u8>) {
+    for (i, part) in text.split(SPACE).enumerate() {
+        bytes.extend((i > 0).then_some(b' '));
+        bytes.extend_from_slice(part.as_bytes());
     }
 }
 
@@ -126,45 +139,6 @@ pub(super) fn named_byte(text: &str) -> Option<u8> {
     let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
     let hexadecimal = digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit());
     hexadecimal.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
-}
-
-/// The normal tokens by their bytes, without a copy of them: open addressing over ids.
-#[derive(Clone, Debug)]
-pub(super) struct PieceIndex {
-    slots: Vec<u32>,
-    seed: Seed,
-}
-
-/// A free slot; no vocabulary has so many tokens.
-const FREE: u32 = u32::MAX;
-
-impl PieceIndex {
-    /// Of tokens with the same bytes the last is found.
-    pub(super) fn new(vocabulary: &Vocabulary) -> Self {
-        let size = (2 * vocabulary.len()).next_power_of_two();
-        let mut index = Self { slots: vec![FREE; size], seed: Seed::default() };
-        for (id, kind) in (0..).zip(&vocabulary.kinds) {
-            if *kind == TokenKind::Normal {
-                let slot = index.slot(vocabulary, vocabulary.piece(id));
-                index.slots[slot] = id;
-            }
-        }
-        index
-    }
-
-    pub(super) fn get(&self, vocabulary: &Vocabulary, bytes: &[u8]) -> Option<u32> {
-        Some(self.slots[self.slot(vocabulary, bytes)]).filter(|&id| id != FREE)
-    }
-
-    /// The slot of `bytes`, or the free one where they belong.
-    fn slot(&self, vocabulary: &Vocabulary, bytes: &[u8]) -> usize {
-        let mask = self.slots.len() - 1;
-        let mut slot = self.seed.hash_one(bytes) as usize & mask;
-        while self.slots[slot] != FREE && vocabulary.piece(self.slots[slot]) != bytes {
-            slot = (slot + 1) & mask;
-        }
-        slot
-    }
 }
 
 #[cfg(test)]
@@ -186,17 +160,6 @@ mod tests {
         let expected = [Normal, Unused, UserDefined, Control, Unused];
         assert_eq!(TokenKind::of(&tokens, &[1, 4, 4, 3, 5]), expected);
         assert_eq!(TokenKind::of(&tokens, &[]), [Normal; 5]);
-    }
-
-    #[test]
-    fn only_normal_tokens_are_found_by_their_bytes_and_the_last_of_equals() {
-        let tokens = ["Ġa", "b", "b", "c", ""].map(str::to_owned);
-        let mut kinds = vec![TokenKind::Normal; 5];
-        kinds[3] = TokenKind::Control;
-        let vocabulary = Vocabulary::new(&tokens, kinds, Spelling::ByteLevel).unwrap();
-        let index = PieceIndex::new(&vocabulary);
-        let found = [" a", "b", "c", "", "x"].map(|text| index.get(&vocabulary, text.as_bytes()));
-        assert_eq!(found, [Some(0), Some(2), None, Some(4), None]);
     }
 
     #[test]

@@ -10,7 +10,8 @@
 //! | `llama` | Llama 2, Gemma to 3, Phi-3 | characters, else bytes | by score |
 //! | `gemma4` | Gemma 4 | characters, else bytes | a list |
 //!
-//! No normalisation is applied (Qwen 2's NFC is left to the caller).
+//! What a GGUF does not say is not done: Qwen 2's NFC is left to the caller, and white space
+//! behind a special token stays (Phi-3's own tokenizer drops it).
 
 mod bpe;
 mod bytes;

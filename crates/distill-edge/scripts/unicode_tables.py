@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes src/tokenizer/unicode_tables.rs: the code points of \\p{L}, \\p{N} and \\s as sorted ranges.
+"""Writes src/tokenizer/unicode_tables.rs: the code points of \\p{L}, \\p{N}, \\p{M} and
+\\s as sorted ranges.
 
 Run:  pip install unicodedata2==16.0.0 && python3 scripts/unicode_tables.py
 The version is the one of the regex-syntax crate that the training side's tokenizer uses, so that
@@ -38,6 +39,7 @@ text = f"""//! Unicode {unicodedata2.unidata_version}: the character classes of 
 text += "\n".join([
     table("LETTERS", "`\\p{L}`: general categories Lu, Ll, Lt, Lm, Lo", [c for c, k in enumerate(category) if k[0] == "L"]),
     table("NUMBERS", "`\\p{N}`: general categories Nd, Nl, No", [c for c, k in enumerate(category) if k[0] == "N"]),
+    table("MARKS", "`\\p{M}`: general categories Mn, Mc, Me", [c for c, k in enumerate(category) if k[0] == "M"]),
     table("WHITE_SPACE", "`\\s`: the White_Space property", WHITE_SPACE),
 ])
 path = pathlib.Path(__file__).resolve().parent.parent / "src" / "tokenizer" / "unicode_tables.rs"

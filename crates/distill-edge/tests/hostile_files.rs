@@ -103,10 +103,72 @@ fn metadata_the_runtime_cannot_run_is_named() {
     insta::assert_snapshot!(broken("llama.vocab_size", Value::U32(41)), @"model.gguf: llama.vocab_size is 41; expected the length of tokenizer.ggml.tokens, 40");
     insta::assert_snapshot!(broken("llama.expert_count", Value::U32(8)), @"model.gguf: llama.expert_count is 8; expected 0: a dense model");
     insta::assert_snapshot!(broken("distill.activations", text("int8")), @"model.gguf: distill.activations is `int8`; expected `q8_0` or `float`");
-    insta::assert_snapshot!(broken("tokenizer.ggml.pre", text("tekken")), @"model.gguf: tokenizer.ggml.pre is `tekken`; this runtime knows gpt-2, smollm, llama-bpe, qwen2");
-    insta::assert_snapshot!(broken("tokenizer.ggml.model", text("llama")), @"model.gguf: tokenizer.ggml.model is `llama`; expected `gpt2`: byte-level BPE");
+    insta::assert_snapshot!(broken("tokenizer.ggml.pre", text("tekken")), @"model.gguf: tokenizer.ggml.pre is `tekken`; this runtime knows gpt-2, smollm, llama-bpe, qwen2, qwen35");
+    insta::assert_snapshot!(broken("tokenizer.ggml.model", text("t5")), @"model.gguf: tokenizer.ggml.model is `t5`; expected `gpt2` (byte-level BPE), `llama` (SentencePiece BPE) or `gemma4`");
     insta::assert_snapshot!(broken("tokenizer.ggml.merges", Value::from(vec!["a b".to_owned(), "a zz".to_owned()])), @"model.gguf: tokenizer.ggml.merges[1] is `a zz`; expected two tokens of the vocabulary, separated by a space, whose joined text is a token too");
     insta::assert_snapshot!(broken("tokenizer.ggml.eos_token_id", Value::U32(40)), @"model.gguf: tokenizer.ggml (eos token id) is 40; expected an id below 40, the size of the vocabulary");
+}
+
+#[test]
+fn a_vocabulary_with_scores_that_does_not_fit_is_named() {
+    let broken = |changes: &[(&str, Value)]| {
+        let mut draft = draft();
+        draft.set("tokenizer.ggml.model", Value::String("llama".to_owned()));
+        draft.set("tokenizer.ggml.scores", Value::from(vec![0.0_f32; SMALL.vocab]));
+        for (key, value) in changes {
+            draft.set(key, value.clone());
+        }
+        error(&draft)
+    };
+    let scores = |change: &dyn Fn(&mut Vec<f32>)| {
+        let mut scores = vec![0.0; SMALL.vocab];
+        change(&mut scores);
+        broken(&[("tokenizer.ggml.scores", Value::from(scores))])
+    };
+    insta::assert_snapshot!(scores(&|scores| scores.truncate(39)), @"model.gguf: tokenizer.ggml.scores is an array of 39; expected one entry for each of the 40 tokens");
+    insta::assert_snapshot!(scores(&|scores| scores[7] = f32::NAN), @"model.gguf: tokenizer.ggml.scores[7] is NaN; expected a finite number");
+    insta::assert_snapshot!(scores(&|scores| scores[0] = f32::NEG_INFINITY), @"model.gguf: tokenizer.ggml.scores[0] is -inf; expected a finite number");
+    insta::assert_snapshot!(broken(&[("tokenizer.ggml.scores", Value::from(vec![1_i32]))]), @"model.gguf: metadata key `tokenizer.ggml.scores` is an array of 1 I32; expected an array of F32");
+    let mut types = vec![1_i32; SMALL.vocab];
+    types[3] = 6;
+    insta::assert_snapshot!(broken(&[("tokenizer.ggml.token_type", Value::from(types))]), @"model.gguf: tokenizer.ggml.tokens[3] is `d`, by its type a byte; expected a byte from `<0x00>` to `<0xFF>`");
+    let mut tokens = vec![String::new(); SMALL.vocab];
+    tokens[5] = "x".repeat(1 << 20);
+    insta::assert_snapshot!(broken(&[("tokenizer.ggml.tokens", Value::from(tokens.clone()))]), @"model.gguf: tokenizer.ggml.tokens[5] is 1048576 bytes long; expected a token of at most 1024 bytes");
+    insta::assert_snapshot!(broken(&[("tokenizer.ggml.unknown_token_id", Value::U32(40))]), @"model.gguf: tokenizer.ggml (unknown token id) is 40; expected an id below 40, the size of the vocabulary");
+    insta::assert_snapshot!(broken(&[("tokenizer.ggml.add_space_prefix", Value::U32(1))]), @"model.gguf: metadata key `tokenizer.ggml.add_space_prefix` is U32 1; expected a boolean");
+    let gemma4 = ("tokenizer.ggml.model", Value::String("gemma4".to_owned()));
+    insta::assert_snapshot!(broken(&[gemma4.clone(), ("tokenizer.ggml.merges", Value::from(vec!["a zz".to_owned()]))]), @"model.gguf: tokenizer.ggml.merges[0] is `a zz`; expected two tokens of the vocabulary, separated by a space, whose joined text is a token too");
+}
+
+#[test]
+fn odd_vocabularies_load_and_encode_without_a_panic() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model.gguf");
+    for model in ["gpt2", "llama", "gemma4"] {
+        for odd in ["", "▁", " ", "a▁▁b", "<0x0A>", "\u{10ffff}", "a"] {
+            for kind in 0..8 {
+                // Every token alike: empty, doubled, or of one kind.
+                let mut draft = draft();
+                draft.set("tokenizer.ggml.model", Value::String(model.to_owned()));
+                draft.set("tokenizer.ggml.scores", Value::from(vec![0.0_f32; SMALL.vocab]));
+                draft.set("tokenizer.ggml.tokens", Value::from(vec![odd.to_owned(); SMALL.vocab]));
+                draft.set("tokenizer.ggml.token_type", Value::from(vec![kind; SMALL.vocab]));
+                draft.set("tokenizer.ggml.merges", Value::from(vec![format!("{odd} {odd}"); 2]));
+                draft.write_to(&path);
+                let Ok(model) =
+                    Model::load(&path, &LoadOptions { threads: 1, ..LoadOptions::default() })
+                else {
+                    continue;
+                };
+                for text in ["", "a b▁\n", "<0x0A>", &odd.repeat(70)] {
+                    let ids = model.tokenizer().encode(text, true);
+                    model.tokenizer().encode_plain(text);
+                    model.tokenizer().decode(&ids);
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -128,8 +190,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn no_changed_bytes_make_loading_or_running_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), header: bool) {
-        let tiny = draft().finish();
+    fn no_changed_bytes_make_loading_or_running_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), header: bool, sentence_piece: bool) {
+        let mut draft = draft();
+        if sentence_piece {
+            draft.set("tokenizer.ggml.model", Value::String("llama".to_owned()));
+            draft.set("tokenizer.ggml.scores", Value::from(vec![-1.5_f32; SMALL.vocab]));
+        }
+        let tiny = draft.finish();
         let mut bytes = std::fs::read(&tiny.path).unwrap();
         // Half of the cases aim at the header, where the structure is.
         let end = if header { 1500 } else { bytes.len() };

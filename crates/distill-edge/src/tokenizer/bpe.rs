@@ -1,10 +1,13 @@
-//! Byte-pair merging of one piece: repeatedly joins the adjacent pair with the lowest rank.
+//! Byte-pair merging of one piece: repeatedly joins the adjacent pair with the lowest rank, of
+//! equal ranks the leftmost.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
+
+use super::hash::FastMap;
 
 /// What two adjacent tokens merge into.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Merge {
     /// The place in the merge list: lower merges first.
     pub rank: u32,
@@ -12,68 +15,154 @@ pub(super) struct Merge {
     pub token: u32,
 }
 
-/// The merge list by token pair.
-pub(super) type Merges = HashMap<(u32, u32), Merge>;
+impl Merge {
+    /// Behind every rank of a list.
+    const NONE: Self = Self { rank: u32::MAX, token: 0 };
+}
 
-/// A token in the doubly linked list of a piece; merged-away symbols have `live == false`.
-struct Symbol {
+/// The merge list by token pair.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Merges(FastMap<u64, Merge>);
+
+impl Merges {
+    pub(super) fn with_capacity(merges: usize) -> Self {
+        Self(FastMap::with_capacity_and_hasher(merges, Default::default()))
+    }
+
+    /// Adds a merge; of two for the same pair the first counts.
+    pub(super) fn add(&mut self, left: u32, right: u32, merge: Merge) {
+        self.0.entry(key(left, right)).or_insert(merge);
+    }
+
+    pub(super) fn get(&self, left: u32, right: u32) -> Option<Merge> {
+        self.0.get(&key(left, right)).copied()
+    }
+
+    fn of(&self, left: u32, right: u32) -> Merge {
+        self.get(left, right).unwrap_or(Merge::NONE)
+    }
+}
+
+fn key(left: u32, right: u32) -> u64 {
+    u64::from(left) << 32 | u64::from(right)
+}
+
+/// Up to so many tokens, looking through all pairs for the best is faster than keeping a heap.
+const SHORT: usize = 64;
+
+/// The room that merging needs, kept from piece to piece.
+#[derive(Debug, Default)]
+pub(super) struct Merger {
+    pairs: Vec<Merge>,
+    links: Vec<Link>,
+    heap: BinaryHeap<Reverse<Candidate>>,
+}
+
+/// A token in the doubly linked list of a piece; a merged-away one has `live == false`.
+#[derive(Debug)]
+struct Link {
     token: u32,
-    before: usize,
-    after: usize,
+    before: u32,
+    after: u32,
     live: bool,
 }
 
-const NONE: usize = usize::MAX;
+/// A pair that may merge: rank, the places of its tokens, the tokens, and what they become.
+/// Ordered by rank, then by place.
+type Candidate = (u32, u32, u32, u64, u32);
 
-/// Merges `symbols` (the byte tokens of a piece) and appends the resulting tokens to `out`.
-///
-/// A heap holds the candidate pairs by (rank, position), so the cost is O(n log n) for a piece of
-/// n bytes; of equal ranks the leftmost merges first.
-pub(super) fn merge_into(merges: &Merges, tokens: &[u32], out: &mut Vec<u32>) {
-    if tokens.len() < 2 {
-        out.extend_from_slice(tokens);
-        return;
+const END: u32 = u32::MAX;
+
+impl Merger {
+    /// Merges `tokens`, the symbols of a piece, and appends the result to `out`.
+    ///
+    /// O(n log n) for n symbols, whatever they are. `tokens` is left in any state.
+    pub(super) fn merge_into(
+        &mut self,
+        merges: &Merges,
+        tokens: &mut Vec<u32>,
+        out: &mut Vec<u32>,
+    ) {
+        if tokens.len() <= SHORT {
+            self.merge_short(merges, tokens);
+            out.extend_from_slice(tokens);
+        } else {
+            // Links have 32 bits, so a piece of 4 Gi symbols is merged in parts.
+            for part in tokens.chunks(END as usize - 1) {
+                self.merge_long(merges, part, out);
+            }
+        }
     }
-    let mut symbols: Vec<Symbol> = tokens
-        .iter()
-        .enumerate()
-        .map(|(i, &token)| Symbol {
+
+    fn merge_short(&mut self, merges: &Merges, tokens: &mut Vec<u32>) {
+        let pairs = &mut self.pairs;
+        pairs.clear();
+        pairs.extend(tokens.windows(2).map(|pair| merges.of(pair[0], pair[1])));
+        loop {
+            let (mut best, mut at) = (Merge::NONE, 0);
+            for (i, pair) in pairs.iter().enumerate() {
+                if pair.rank < best.rank {
+                    (best, at) = (*pair, i);
+                }
+            }
+            if best == Merge::NONE {
+                return;
+            }
+            tokens[at] = best.token;
+            tokens.remove(at + 1);
+            pairs.remove(at);
+            if at > 0 {
+                pairs[at - 1] = merges.of(tokens[at - 1], tokens[at]);
+            }
+            if at < pairs.len() {
+                pairs[at] = merges.of(tokens[at], tokens[at + 1]);
+            }
+        }
+    }
+
+    fn merge_long(&mut self, merges: &Merges, tokens: &[u32], out: &mut Vec<u32>) {
+        let Self { links, heap, .. } = self;
+        let count = tokens.len() as u32;
+        links.clear();
+        links.extend((0..count).zip(tokens).map(|(i, &token)| Link {
             token,
             before: i.wrapping_sub(1),
-            after: if i + 1 < tokens.len() { i + 1 } else { NONE },
+            after: if i + 1 < count { i + 1 } else { END },
             live: true,
-        })
-        .collect();
-    let mut heap = BinaryHeap::new();
-    let push = |heap: &mut BinaryHeap<_>, symbols: &[Symbol], left: usize, right: usize| {
-        let pair = (symbols[left].token, symbols[right].token);
-        if let Some(merge) = merges.get(&pair) {
-            heap.push(Reverse((merge.rank, left, right, pair, merge.token)));
+        }));
+        heap.clear();
+        let push = |heap: &mut BinaryHeap<_>, links: &[Link], left: u32, right: u32| {
+            let (a, b) = (links[left as usize].token, links[right as usize].token);
+            let merge = merges.of(a, b);
+            if merge != Merge::NONE {
+                heap.push(Reverse((merge.rank, left, right, key(a, b), merge.token)));
+            }
+        };
+        for left in 0..count - 1 {
+            push(heap, links, left, left + 1);
         }
-    };
-    for left in 0..tokens.len() - 1 {
-        push(&mut heap, &symbols, left, left + 1);
+        while let Some(Reverse((_, left, right, pair, token))) = heap.pop() {
+            let (l, r) = (left as usize, right as usize);
+            // A candidate is stale when either side has merged since it was pushed.
+            let fresh = links[l].live && links[r].live && links[l].after == right;
+            if !fresh || key(links[l].token, links[r].token) != pair {
+                continue;
+            }
+            let after = links[r].after;
+            links[r].live = false;
+            links[l].token = token;
+            links[l].after = after;
+            if after != END {
+                links[after as usize].before = left;
+                push(heap, links, left, after);
+            }
+            let before = links[l].before;
+            if before != END {
+                push(heap, links, before, left);
+            }
+        }
+        out.extend(links.iter().filter(|link| link.live).map(|link| link.token));
     }
-    while let Some(Reverse((_, left, right, pair, token))) = heap.pop() {
-        // A candidate is stale when either side has merged since it was pushed.
-        let fresh = symbols[left].live && symbols[right].live && symbols[left].after == right;
-        if !fresh || (symbols[left].token, symbols[right].token) != pair {
-            continue;
-        }
-        let after = symbols[right].after;
-        symbols[right].live = false;
-        symbols[left].token = token;
-        symbols[left].after = after;
-        if after != NONE {
-            symbols[after].before = left;
-            push(&mut heap, &symbols, left, after);
-        }
-        let before = symbols[left].before;
-        if before != NONE {
-            push(&mut heap, &symbols, before, left);
-        }
-    }
-    out.extend(symbols.iter().filter(|s| s.live).map(|s| s.token));
 }
 
 #[cfg(test)]
@@ -81,34 +170,43 @@ mod tests {
     use super::*;
 
     /// The textbook definition: scan for the best pair, merge its leftmost occurrence, repeat.
-    fn naive(merges: &Merges, tokens: &[u32]) -> Vec<u32> {
+    fn textbook(merges: &Merges, tokens: &[u32]) -> Vec<u32> {
         let mut tokens = tokens.to_vec();
         loop {
-            let best = (0..tokens.len().saturating_sub(1))
-                .filter_map(|i| {
-                    merges.get(&(tokens[i], tokens[i + 1])).map(|m| (m.rank, i, m.token))
-                })
-                .min();
-            let Some((_, i, token)) = best else { return tokens };
-            tokens[i] = token;
+            let pairs = (0..tokens.len().saturating_sub(1))
+                .map(|i| (merges.of(tokens[i], tokens[i + 1]), i));
+            let best = pairs.filter(|(merge, _)| *merge != Merge::NONE);
+            let Some((merge, i)) = best.min_by_key(|(merge, i)| (merge.rank, *i)) else {
+                return tokens;
+            };
+            tokens[i] = merge.token;
             tokens.remove(i + 1);
         }
     }
 
     proptest::proptest! {
         #[test]
-        fn heap_merging_equals_the_textbook_definition(
-            piece in proptest::collection::vec(0_u32..4, 0..40),
-            pairs in proptest::collection::vec((0_u32..12, 0_u32..12), 0..20),
+        fn merging_equals_the_textbook_definition_with_and_without_a_heap(
+            piece in proptest::collection::vec(0_u32..4, 0..90),
+            pairs in proptest::collection::vec((0_u32..12, 0_u32..12, 0_u32..20), 0..20),
         ) {
-            let merges: Merges = pairs
-                .iter()
-                .enumerate()
-                .map(|(rank, &pair)| (pair, Merge { rank: rank as u32, token: 4 + rank as u32 }))
-                .collect();
-            let mut out = Vec::new();
-            merge_into(&merges, &piece, &mut out);
-            proptest::prop_assert_eq!(out, naive(&merges, &piece));
+            let mut merges = Merges::default();
+            for (i, &(left, right, rank)) in (0..).zip(&pairs) {
+                merges.add(left, right, Merge { rank, token: 4 + i });
+            }
+            let expected = textbook(&merges, &piece);
+            let mut merger = Merger::default();
+            let mut short = piece.clone();
+            merger.merge_short(&merges, &mut short);
+            proptest::prop_assert_eq!(&short, &expected);
+            let mut either = Vec::new();
+            merger.merge_into(&merges, &mut piece.clone(), &mut either);
+            proptest::prop_assert_eq!(&either, &expected);
+            if !piece.is_empty() {
+                let mut long = Vec::new();
+                merger.merge_long(&merges, &piece, &mut long);
+                proptest::prop_assert_eq!(&long, &expected);
+            }
         }
     }
 }

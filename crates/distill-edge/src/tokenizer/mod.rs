@@ -1,51 +1,54 @@
-//! The tokenizer: byte-level BPE as the GGUF file describes it, with special tokens.
+//! The tokenizer a GGUF file describes: byte-level BPE or SentencePiece's, with special tokens.
 //!
-//! Text is cut at special tokens, then by the [`PreTokenizer`] into pieces, and each piece is
-//! merged by [`bpe`]. No normalisation is applied (Qwen 2's NFC is left to the caller).
+//! Text is cut at special tokens ([`specials`]), then into pieces: by a [`PreTokenizer`] in
+//! byte-level vocabularies, at spaces in SentencePiece's ([`sentence_piece`]). A piece becomes
+//! [`symbols`], and [`bpe`] merges them; [`encode`] remembers the pieces of a long text.
+//!
+//! | `tokenizer.ggml.model` | families | symbols | merges |
+//! |---|---|---|---|
+//! | `gpt2` | SmolLM2, Llama 3, Qwen 2 to 3.5, GPT-2 | bytes | a list |
+//! | `llama` | Llama 2, Gemma to 3, Phi-3 | characters, else bytes | by score |
+//! | `gemma4` | Gemma 4 | characters, else bytes | a list |
+//!
+//! What a GGUF does not say is not done: Qwen 2's NFC is left to the caller, and white space
+//! behind a special token stays (Phi-3's own tokenizer drops it).
 
 mod bpe;
 mod bytes;
+mod encode;
 mod from_gguf;
+mod hash;
+mod parts;
 mod pretokenize;
+mod sentence_piece;
+mod specials;
+mod symbols;
+mod texts;
 mod unicode;
 mod unicode_tables;
+mod vocabulary;
 
-use std::collections::HashMap;
-
-use self::bpe::{Merge, Merges};
 pub use self::bytes::Utf8Stream;
 pub use self::pretokenize::PreTokenizer;
+pub use self::vocabulary::TokenKind;
 
-/// How a token came to be in the vocabulary (`tokenizer.ggml.token_type`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TokenKind {
-    /// A byte-level BPE token.
-    Normal,
-    /// The unknown token.
-    Unknown,
-    /// A control token: matched in text, never shown (`<|im_start|>`).
-    Control,
-    /// An added token that is ordinary text: matched in text and shown.
-    UserDefined,
-    /// A padding entry without a text of its own.
-    Unused,
-}
+use self::bpe::Merges;
+use self::encode::Encoder;
+use self::parts::{Parts, PartsError, Scheme};
+use self::specials::{Segment, Specials};
+use self::symbols::Symbols;
+use self::texts::Index;
+use self::vocabulary::Vocabulary;
 
 /// A vocabulary and its rules. Immutable and shared between sessions.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
-    pre: PreTokenizer,
-    /// Byte pieces of all tokens, one after another; `piece_ends[id]` is where the id-th ends.
-    pieces: Vec<u8>,
-    piece_ends: Vec<u32>,
-    kinds: Vec<TokenKind>,
-    /// The token of each single byte; a byte without one encodes to `unknown` or to nothing.
-    byte_tokens: [Option<u32>; 256],
+    vocabulary: Vocabulary,
+    symbols: Symbols,
     merges: Merges,
     /// Normal tokens by their bytes, only where the rule takes whole pieces.
-    whole_pieces: HashMap<Vec<u8>, u32>,
-    /// Tokens matched in text before BPE, by first byte, longest first.
-    specials: HashMap<u8, Vec<(Vec<u8>, u32)>>,
+    whole_pieces: Option<Index>,
+    specials: Specials,
     unknown: Option<u32>,
     bos: Option<u32>,
     eos: Option<u32>,
@@ -60,84 +63,59 @@ impl Tokenizer {
     ///
     /// With `add_special`, the BOS and EOS tokens are added as the model's file asks.
     pub fn encode(&self, text: &str, add_special: bool) -> Vec<u32> {
-        let mut ids = Vec::with_capacity(text.len() / 3 + 2);
+        let mut ids = Vec::with_capacity(text.len() / 4 + 2);
         if add_special && self.add_bos {
             ids.extend(self.bos);
         }
-        let mut plain_from = 0;
-        let mut at = 0;
-        while at < text.len() {
-            let Some((length, id)) = self.special_at(&text.as_bytes()[at..]) else {
-                at += 1;
-                continue;
-            };
-            self.encode_plain_into(&text[plain_from..at], &mut ids);
-            ids.push(id);
-            at += length;
-            plain_from = at;
-        }
-        self.encode_plain_into(&text[plain_from..], &mut ids);
+        self.encode_into(text, false, &mut ids);
         if add_special && self.add_eos {
             ids.extend(self.eos);
         }
         ids
     }
 
-    /// Encodes `text` as text: what looks like a special token is spelled out. For text from
-    /// outside that must not be able to write control tokens.
+    /// Encodes `text` as text: what looks like a control token is spelt out. For text from
+    /// outside that must not be able to write control tokens. User-defined tokens are text.
     pub fn encode_plain(&self, text: &str) -> Vec<u32> {
-        let mut ids = Vec::with_capacity(text.len() / 3);
-        self.encode_plain_into(text, &mut ids);
+        let mut ids = Vec::with_capacity(text.len() / 4);
+        self.encode_into(text, true, &mut ids);
         ids
     }
 
-    /// The longest special token that starts `bytes`, and its length.
-    fn special_at(&self, bytes: &[u8]) -> Option<(usize, u32)> {
-        let candidates = self.specials.get(bytes.first()?)?;
-        candidates
-            .iter()
-            .find(|(text, _)| bytes.starts_with(text))
-            .map(|(text, id)| (text.len(), *id))
-    }
-
-    fn encode_plain_into(&self, text: &str, ids: &mut Vec<u32>) {
-        let mut byte_ids = Vec::new();
-        self.pre.split(text, &mut |piece| {
-            if let Some(&id) = self.whole_pieces.get(piece.as_bytes()) {
-                ids.push(id);
-                return;
-            }
-            byte_ids.clear();
-            byte_ids.extend(
-                piece.bytes().filter_map(|b| self.byte_tokens[usize::from(b)].or(self.unknown)),
-            );
-            bpe::merge_into(&self.merges, &byte_ids, ids);
+    fn encode_into(&self, text: &str, plain: bool, ids: &mut Vec<u32>) {
+        let mut encoder = Encoder::new(self, text.len());
+        self.specials.cut(text, plain, &mut |segment| match segment {
+            Segment::Text(text) => encoder.text(text, ids),
+            Segment::Token(id) => ids.push(id),
         });
     }
 
     /// The text of `ids`, control tokens included; invalid UTF-8 becomes U+FFFD. Ids outside the
     /// vocabulary give nothing.
+    ///
+    /// Where the vocabulary puts a space before every text, one at the beginning is taken away:
+    /// to continue a text, join the [`piece`](Self::piece)s in a [`Utf8Stream`] instead.
     pub fn decode(&self, ids: &[u32]) -> String {
-        let bytes: Vec<u8> = ids.iter().flat_map(|&id| self.piece(id)).copied().collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        let mut bytes = Vec::with_capacity(ids.len() * 4);
+        ids.iter().for_each(|&id| bytes.extend_from_slice(self.piece(id)));
+        let prefixed = matches!(&self.symbols, Symbols::Characters { spaces, .. } if spaces.prefix);
+        let text = bytes.strip_prefix(b" ").filter(|_| prefixed).unwrap_or(&bytes);
+        String::from_utf8_lossy(text).into_owned()
     }
 
     /// The bytes of one token (possibly part of a character); empty outside the vocabulary.
     pub fn piece(&self, id: u32) -> &[u8] {
-        let id = id as usize;
-        let Some(&end) = self.piece_ends.get(id) else { return &[] };
-        let start = if id == 0 { 0 } else { self.piece_ends[id - 1] };
-        &self.pieces[start as usize..end as usize]
+        self.vocabulary.piece(id)
     }
 
     /// Number of tokens.
     pub fn vocab_size(&self) -> usize {
-        self.piece_ends.len()
+        self.vocabulary.len()
     }
 
     /// The kind of a token; `None` outside the vocabulary.
     pub fn kind(&self, id: u32) -> Option<TokenKind> {
-        self.kinds.get(id as usize).copied()
+        self.vocabulary.kind(id)
     }
 
     /// Beginning of sequence.
@@ -163,240 +141,158 @@ impl Tokenizer {
 
     /// The rule that cuts text into pieces.
     pub fn pre_tokenizer(&self) -> PreTokenizer {
-        self.pre
-    }
-}
-
-/// Everything a tokenizer is made of, as GGUF metadata spells it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Parts<'a> {
-    pub pre: &'a str,
-    pub tokens: &'a [String],
-    /// One code a token (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte), or
-    /// empty: all normal.
-    pub types: &'a [i32],
-    pub merges: &'a [String],
-    pub unknown: Option<u32>,
-    pub bos: Option<u32>,
-    pub eos: Option<u32>,
-    /// Further ids that end a turn.
-    pub ends: &'a [u32],
-    pub add_bos: Option<bool>,
-    pub add_eos: bool,
-    pub chat_template: Option<String>,
-}
-
-/// What is wrong with [`Parts`], without the file's name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum PartsError {
-    Pre(String),
-    TypeCount(usize),
-    Merge { index: usize, text: String },
-    Id { what: &'static str, id: u32 },
-    TooLarge,
-}
-
-/// Control tokens that end a turn in the model families this runtime reads.
-const TURN_ENDS: [&str; 6] =
-    ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>"];
-
-impl Parts<'_> {
-    pub(crate) fn build(self) -> Result<Tokenizer, PartsError> {
-        let pre = PreTokenizer::from_name(self.pre)
-            .ok_or_else(|| PartsError::Pre(self.pre.to_owned()))?;
-        if !self.types.is_empty() && self.types.len() != self.tokens.len() {
-            return Err(PartsError::TypeCount(self.types.len()));
+        match self.symbols {
+            Symbols::Bytes { pre, .. } => pre,
+            Symbols::Characters { .. } => PreTokenizer::SentencePiece,
         }
-        let ids = [("unknown", self.unknown), ("bos", self.bos), ("eos", self.eos)];
-        for (what, id) in
-            ids.into_iter().chain(self.ends.iter().map(|&id| ("end of turn", Some(id))))
-        {
-            if let Some(id) = id.filter(|&id| id as usize >= self.tokens.len()) {
-                return Err(PartsError::Id { what, id });
-            }
-        }
-        let kinds: Vec<TokenKind> =
-            (0..self.tokens.len()).map(|i| kind(self.types.get(i))).collect();
-        let (pieces, piece_ends) = pieces(self.tokens, &kinds)?;
-        let mut end_of_generation: Vec<u32> =
-            self.eos.into_iter().chain(self.ends.iter().copied()).collect();
-        let mut specials: HashMap<u8, Vec<(Vec<u8>, u32)>> = HashMap::new();
-        for (id, (text, kind)) in self.tokens.iter().zip(&kinds).enumerate() {
-            if matches!(kind, TokenKind::Normal | TokenKind::Unused) {
-                continue;
-            }
-            if let Some(&first) = text.as_bytes().first() {
-                specials.entry(first).or_default().push((text.as_bytes().to_vec(), id as u32));
-            }
-            if *kind == TokenKind::Control && TURN_ENDS.contains(&text.as_str()) {
-                end_of_generation.push(id as u32);
-            }
-        }
-        for candidates in specials.values_mut() {
-            candidates.sort_by_key(|(text, id)| (std::cmp::Reverse(text.len()), *id));
-        }
-        end_of_generation.sort_unstable();
-        end_of_generation.dedup();
-
-        let by_text: HashMap<&str, u32> =
-            (0..).zip(self.tokens).map(|(id, text)| (text.as_str(), id)).collect();
-        let alphabet = bytes::alphabet();
-        let byte_tokens = std::array::from_fn(|byte| {
-            by_text.get(alphabet[byte].encode_utf8(&mut [0; 4]) as &str).copied()
-        });
-        let whole_pieces = if pre.ignores_merges() {
-            let normal = (0..).zip(&kinds).filter(|(_, kind)| **kind == TokenKind::Normal);
-            normal
-                .map(|(id, _)| (piece_bytes(&pieces, &piece_ends, id).to_vec(), id as u32))
-                .collect()
-        } else {
-            HashMap::new()
-        };
-        Ok(Tokenizer {
-            pre,
-            merges: merges(self.merges, &by_text)?,
-            pieces,
-            piece_ends,
-            kinds,
-            byte_tokens,
-            whole_pieces,
-            specials,
-            unknown: self.unknown,
-            bos: self.bos,
-            eos: self.eos,
-            end_of_generation,
-            // Llama 3's rule implies a BOS where the file does not say.
-            add_bos: self.add_bos.unwrap_or(pre == PreTokenizer::LlamaBpe),
-            add_eos: self.add_eos,
-            chat_template: self.chat_template,
-        })
     }
-}
-
-fn kind(code: Option<&i32>) -> TokenKind {
-    match code {
-        None | Some(1) => TokenKind::Normal,
-        Some(2) => TokenKind::Unknown,
-        Some(3) => TokenKind::Control,
-        Some(4) => TokenKind::UserDefined,
-        Some(_) => TokenKind::Unused,
-    }
-}
-
-/// The bytes of all tokens: byte-level characters become their bytes, special tokens their text.
-fn pieces(tokens: &[String], kinds: &[TokenKind]) -> Result<(Vec<u8>, Vec<u32>), PartsError> {
-    let (mut pieces, mut ends) = (Vec::new(), Vec::with_capacity(tokens.len()));
-    for (text, kind) in tokens.iter().zip(kinds) {
-        if *kind == TokenKind::Normal {
-            for c in text.chars() {
-                match bytes::byte_of(c) {
-                    Some(byte) => pieces.push(byte),
-                    None => pieces.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
-                }
-            }
-        } else {
-            pieces.extend_from_slice(text.as_bytes());
-        }
-        ends.push(u32::try_from(pieces.len()).map_err(|_| PartsError::TooLarge)?);
-    }
-    Ok((pieces, ends))
-}
-
-fn piece_bytes<'p>(pieces: &'p [u8], ends: &[u32], id: usize) -> &'p [u8] {
-    let start = if id == 0 { 0 } else { ends[id - 1] };
-    &pieces[start as usize..ends[id] as usize]
-}
-
-/// The merge table; every merge is `left right`, and all three texts must be tokens.
-fn merges(list: &[String], by_text: &HashMap<&str, u32>) -> Result<Merges, PartsError> {
-    let mut merges = Merges::with_capacity(list.len());
-    let mut joined = String::new();
-    for (index, text) in list.iter().enumerate() {
-        let bad = || PartsError::Merge { index, text: text.clone() };
-        let (left, right) = text.split_once(' ').ok_or_else(bad)?;
-        joined.clear();
-        joined.push_str(left);
-        joined.push_str(right);
-        let id = |text: &str| by_text.get(text).copied().ok_or_else(bad);
-        let merge = Merge {
-            rank: u32::try_from(index).map_err(|_| PartsError::TooLarge)?,
-            token: id(&joined)?,
-        };
-        merges.entry((id(left)?, id(right)?)).or_insert(merge);
-    }
-    Ok(merges)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn owned(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    fn parts<'a>(scheme: Scheme<'a>, tokens: &'a [String], types: &'a [i32]) -> Parts<'a> {
+        Parts {
+            scheme,
+            tokens,
+            types,
+            unknown: None,
+            bos: None,
+            eos: None,
+            ends: &[],
+            add_bos: None,
+            add_eos: false,
+            chat_template: None,
+        }
+    }
+
     /// All 256 byte tokens, `he`, `ll`, `hell`, ` hell`, then special tokens.
-    fn tiny(pre: &str, merge_list: &[&str]) -> Tokenizer {
+    fn byte_level(pre: &str) -> Tokenizer {
         let mut tokens: Vec<String> = bytes::alphabet().iter().map(char::to_string).collect();
-        tokens.extend(["he", "ll", "hell", "Ġhell", "<|im_end|>", "<|im", "Ġx"].map(str::to_owned));
+        tokens.extend(owned(&["he", "ll", "hell", "Ġhell", "<|im_end|>", "<|im", "Ġx"]));
         let mut types = vec![1; tokens.len()];
         types[260] = 3;
         types[261] = 4;
-        let merges: Vec<String> = merge_list.iter().map(|s| (*s).to_owned()).collect();
-        let parts = Parts {
-            pre,
-            tokens: &tokens,
-            types: &types,
-            merges: &merges,
-            eos: Some(260),
-            bos: Some(260),
-            ..Parts::default()
-        };
-        parts.build().unwrap()
+        let merges = owned(&["h e", "l l", "he ll", "Ġ hell"]);
+        let scheme = Scheme::ByteLevel { pre, merges: &merges };
+        Parts { eos: Some(260), bos: Some(260), ..parts(scheme, &tokens, &types) }.build().unwrap()
     }
 
-    const MERGES: [&str; 4] = ["h e", "l l", "he ll", "Ġ hell"];
+    /// Unknown, BOS, the 256 bytes from id 2, then characters and words with descending scores.
+    fn sentence_piece(space_prefix: bool) -> Tokenizer {
+        let mut tokens = owned(&["<unk>", "<s>"]);
+        tokens.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
+        tokens.extend(owned(&["▁a", "ab", "▁", "a", "b", "\n\n", "▁▁"]));
+        let mut types = vec![1; tokens.len()];
+        (types[0], types[1], types[263]) = (2, 3, 4);
+        types[2..258].fill(6);
+        let scores: Vec<f32> = (0..tokens.len()).map(|id| -(id as f32)).collect();
+        let scheme = Scheme::Scores { scores: &scores, space_prefix };
+        Parts { bos: Some(1), ..parts(scheme, &tokens, &types) }.build().unwrap()
+    }
 
     #[test]
     fn merges_apply_in_rank_order_inside_pieces() {
-        let t = tiny("gpt-2", &MERGES);
+        let t = byte_level("gpt-2");
         assert_eq!(t.encode("hello hell", false), [258, u32::from(b'o'), 259]);
         assert_eq!(t.decode(&t.encode("hello hell — 语\n", false)), "hello hell — 语\n");
     }
 
     #[test]
-    fn special_tokens_in_text_match_longest_first_and_plain_text_cannot_write_them() {
-        let t = tiny("gpt-2", &MERGES);
+    fn special_tokens_in_text_match_longest_first_and_plain_text_cannot_write_control_tokens() {
+        let t = byte_level("gpt-2");
         assert_eq!(t.encode("<|im_end|><|im", false), [260, 261]);
-        assert_eq!(t.encode_plain("<|im_end|>").len(), "<|im_end|>".len());
+        // "<|im" is user-defined: ordinary text that is one token wherever it stands.
+        assert_eq!(t.encode_plain("<|im_end|>")[0], 261);
+        assert_eq!(t.encode_plain("<|im_end|>").len(), 1 + "_end|>".len());
         assert!(t.is_eog(260) && !t.is_eog(261));
     }
 
     #[test]
     fn bos_is_added_only_when_asked_and_wanted() {
-        assert_eq!(tiny("llama-bpe", &MERGES).encode("", true), [260]);
-        assert_eq!(tiny("llama-bpe", &MERGES).encode("", false), []);
-        assert_eq!(tiny("gpt-2", &MERGES).encode("", true), []);
+        assert_eq!(byte_level("llama-bpe").encode("", true), [260]);
+        assert_eq!(byte_level("llama-bpe").encode("", false), []);
+        assert_eq!(byte_level("gpt-2").encode("", true), []);
+        assert_eq!(sentence_piece(true).encode("", true), [1]);
     }
 
     #[test]
     fn llama_bpe_takes_a_whole_piece_that_is_a_token() {
         // No merge makes "Ġx", but the piece " x" is that token.
-        assert_eq!(tiny("llama-bpe", &MERGES).encode(" x", false), [262]);
-        assert_eq!(tiny("gpt-2", &MERGES).encode(" x", false), [u32::from(b' '), u32::from(b'x')]);
+        let apart = [u32::from(b' '), u32::from(b'x')];
+        assert_eq!(byte_level("llama-bpe").encode(" x", false), [262]);
+        assert_eq!(byte_level("gpt-2").encode(" x", false), apart);
+    }
+
+    #[test]
+    fn a_remembered_piece_has_the_ids_it_had_the_first_time() {
+        for t in [byte_level("gpt-2"), byte_level("llama-bpe"), sentence_piece(true)] {
+            let text = "hello ab é ";
+            let long = text.repeat(1000);
+            let once = t.encode(&text.repeat(3), false);
+            let period = (once.len() - t.encode(&text.repeat(2), false).len()).max(1);
+            let ids = t.encode(&long, false);
+            // All but the ends repeats.
+            let middle = &ids[period..ids.len() - period];
+            assert!(middle.iter().zip(&middle[period..]).all(|(a, b)| a == b));
+            assert_eq!(t.decode(&ids), long);
+        }
+    }
+
+    #[test]
+    fn scores_order_the_merges_and_bytes_stand_in_for_unknown_characters() {
+        let t = sentence_piece(true);
+        // "▁a" scores above "ab", so the second "b" stays alone.
+        assert_eq!(t.encode("ab", false), [258, 262]);
+        assert_eq!(t.encode("bab", false), [260, 262, 259]);
+        assert_eq!(t.encode("é", false), [260, 2 + 0xC3, 2 + 0xA9]);
+        assert_eq!(sentence_piece(false).encode("ab", false), [259]);
+    }
+
+    #[test]
+    fn a_space_is_put_before_every_stretch_of_text_and_decoding_takes_the_first_away() {
+        let t = sentence_piece(true);
+        assert_eq!(t.encode("a<s>a\n\nb", false), [258, 1, 258, 263, 260, 262]);
+        for text in ["ab é\n b", " a", "", "  ", "\n"] {
+            assert_eq!(t.decode(&t.encode(text, false)), text);
+            assert_eq!(
+                sentence_piece(false).decode(&sentence_piece(false).encode(text, false)),
+                text
+            );
+        }
+        assert_eq!(t.piece(258), b" a");
+        assert_eq!((t.kind(0), t.kind(2)), (Some(TokenKind::Unknown), Some(TokenKind::Byte)));
     }
 
     #[test]
     fn broken_parts_are_refused() {
-        let tokens = ["a".to_owned()];
-        let parts = |pre| Parts { pre, tokens: &tokens, ..Parts::default() };
-        assert_eq!(parts("bert").build().unwrap_err(), PartsError::Pre("bert".into()));
-        let types = Parts { types: &[1, 1], ..parts("gpt-2") };
-        assert_eq!(types.build().unwrap_err(), PartsError::TypeCount(2));
-        let merge = Parts { merges: &["a b".to_owned()], ..parts("gpt-2") };
-        assert_eq!(merge.build().unwrap_err(), PartsError::Merge { index: 0, text: "a b".into() });
-        let id = Parts { eos: Some(1), ..parts("gpt-2") };
-        assert_eq!(id.build().unwrap_err(), PartsError::Id { what: "eos", id: 1 });
+        let tokens = owned(&["a"]);
+        let error = |scheme, types: &[i32], eos| {
+            Parts { eos, ..parts(scheme, &tokens, types) }.build().unwrap_err()
+        };
+        let listed = |pre| Scheme::ByteLevel { pre, merges: &[] };
+        assert_eq!(error(listed("bert"), &[], None), PartsError::Pre("bert".into()));
+        assert_eq!(error(listed("gpt-2"), &[1, 1], None), PartsError::TypeCount(2));
+        assert_eq!(error(listed("gpt-2"), &[], Some(1)), PartsError::Id { what: "eos", id: 1 });
+        let byte = PartsError::Byte { index: 0, text: "a".into() };
+        assert_eq!(error(listed("gpt-2"), &[6], None), byte);
+        let merges = owned(&["a b"]);
+        let bad = PartsError::Merge { index: 0, text: "a b".into() };
+        let scheme = Scheme::ByteLevel { pre: "gpt-2", merges: &merges };
+        assert_eq!(error(scheme, &[], None), bad);
+        let scheme = Scheme::Merges { merges: &merges, space_prefix: false };
+        assert_eq!(error(scheme, &[], None), bad);
+        let scheme = Scheme::Scores { scores: &[], space_prefix: false };
+        assert_eq!(error(scheme, &[], None), PartsError::ScoreCount(0));
     }
 
     #[test]
     fn ids_outside_the_vocabulary_decode_to_nothing() {
-        assert_eq!(tiny("gpt-2", &MERGES).decode(&[u32::MAX, 256]), "he");
+        assert_eq!(byte_level("gpt-2").decode(&[u32::MAX, 256]), "he");
     }
 }

@@ -9,8 +9,9 @@
 //! | `smollm` | every N alone; what lies between as `gpt-2` |
 //! | `llama-bpe` | contractions in either case, `[^\r\n L N]?L+`, `N{1,3}`, ` ?[^\s L N]+[\r\n]*`, `\s*[\r\n]+`, `\s+(?!\S)`, `\s+` |
 //! | `qwen2` | as `llama-bpe` with `N` instead of `N{1,3}` |
+//! | `qwen35` | as `qwen2` with marks among the letters: `[L M]` where those have L, but `[^\r\n L N]?` |
 
-use super::unicode::{is_letter, is_number, is_white_space};
+use super::unicode::{is_letter, is_mark, is_number, is_white_space};
 
 /// The rule that cuts text into pieces before BPE; the GGUF key `tokenizer.ggml.pre` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,11 +24,15 @@ pub enum PreTokenizer {
     LlamaBpe,
     /// `qwen2`: Qwen 2 and 3.
     Qwen2,
+    /// `qwen35`: Qwen 3.5, where combining marks are parts of words.
+    Qwen35,
+    /// No rule: the vocabularies of SentencePiece, whose tokens bring their spaces with them.
+    SentencePiece,
 }
 
 impl PreTokenizer {
     /// The names [`PreTokenizer::from_name`] accepts.
-    pub const NAMES: &'static str = "gpt-2, smollm, llama-bpe, qwen2";
+    pub const NAMES: &'static str = "gpt-2, smollm, llama-bpe, qwen2, qwen35";
 
     /// The rule of a `tokenizer.ggml.pre` value.
     pub fn from_name(name: &str) -> Option<Self> {
@@ -36,6 +41,7 @@ impl PreTokenizer {
             "smollm" => Some(Self::SmolLm),
             "llama-bpe" | "llama3" | "llama-v3" => Some(Self::LlamaBpe),
             "qwen2" => Some(Self::Qwen2),
+            "qwen35" => Some(Self::Qwen35),
             _ => None,
         }
     }
@@ -60,8 +66,14 @@ impl PreTokenizer {
                 }
                 split_by(gpt2_piece, rest, emit);
             }
-            Self::LlamaBpe => split_by(|rest| llama_piece(rest, 3), text, emit),
-            Self::Qwen2 => split_by(|rest| llama_piece(rest, 1), text, emit),
+            Self::LlamaBpe => split_by(|rest| llama_piece(rest, 3, is_letter), text, emit),
+            Self::Qwen2 => split_by(|rest| llama_piece(rest, 1, is_letter), text, emit),
+            Self::Qwen35 => split_by(|rest| llama_piece(rest, 1, is_letter_or_mark), text, emit),
+            Self::SentencePiece => {
+                if !text.is_empty() {
+                    emit(text);
+                }
+            }
         }
     }
 }
@@ -77,6 +89,11 @@ fn split_by<'t>(
         emit(piece);
         text = rest;
     }
+}
+
+/// `[L M]`: what a word is made of where combining marks belong to it.
+fn is_letter_or_mark(c: char) -> bool {
+    is_letter(c) || is_mark(c)
 }
 
 /// What is neither white space, letter nor number: `[^\s L N]`.
@@ -106,27 +123,29 @@ fn gpt2_piece(rest: &str) -> usize {
     white_space_piece(rest)
 }
 
-/// The first piece of `rest` by `llama-bpe`; `rest` is not empty; at most `digits` numbers a piece.
-fn llama_piece(rest: &str, digits: usize) -> usize {
+/// The first piece of `rest` by `llama-bpe`; `rest` is not empty; at most `digits` numbers a piece,
+/// and words are made of `in_word`.
+fn llama_piece(rest: &str, digits: usize, in_word: fn(char) -> bool) -> usize {
     if let Some(length) = contraction_any_case(rest) {
         return length;
     }
     let Some(first) = rest.chars().next() else { return 0 };
     let after_first = &rest[first.len_utf8()..];
-    if is_letter(first) {
-        return run(rest, is_letter);
+    // A word that begins with a mark is the same word if `[^\r\n L N]?` takes that mark.
+    if in_word(first) {
+        return run(rest, in_word);
     }
     if is_number(first) {
         return rest.chars().take(digits).take_while(|&c| is_number(c)).map(char::len_utf8).sum();
     }
     if !matches!(first, '\r' | '\n') {
-        let letters = run(after_first, is_letter);
+        let letters = run(after_first, in_word);
         if letters > 0 {
             return first.len_utf8() + letters;
         }
     }
     let space = usize::from(first == ' ');
-    let others = run(&rest[space..], is_other);
+    let others = run(&rest[space..], |c| is_other(c) && !in_word(c));
     if others > 0 {
         let end = space + others;
         return end + run(&rest[end..], |c| matches!(c, '\r' | '\n'));
@@ -203,10 +222,22 @@ mod tests {
         assert_eq!(pieces(PreTokenizer::Qwen2, "a 12"), ["a", " ", "1", "2"]);
     }
 
+    #[test]
+    fn qwen35_keeps_marks_with_their_letters() {
+        let text = "e\u{301}t \u{301}\u{301}a !\u{301} 1\u{301}";
+        assert_eq!(
+            pieces(PreTokenizer::Qwen35, text),
+            ["e\u{301}t", " \u{301}\u{301}a", " !", "\u{301}", " ", "1", "\u{301}"]
+        );
+        let qwen2 = ["e", "\u{301}t", " \u{301}\u{301}", "a", " !\u{301}", " ", "1", "\u{301}"];
+        assert_eq!(pieces(PreTokenizer::Qwen2, text), qwen2);
+    }
+
     proptest::proptest! {
         #[test]
         fn pieces_concatenate_to_the_text(text in "\\PC{0,40}|[ \\r\\n\\ta'sS1²é!]{0,40}") {
-            for rule in [PreTokenizer::Gpt2, PreTokenizer::SmolLm, PreTokenizer::LlamaBpe, PreTokenizer::Qwen2] {
+            use PreTokenizer::{Gpt2, LlamaBpe, Qwen2, Qwen35, SentencePiece, SmolLm};
+            for rule in [Gpt2, SmolLm, LlamaBpe, Qwen2, Qwen35, SentencePiece] {
                 pieces(rule, &text);
             }
         }

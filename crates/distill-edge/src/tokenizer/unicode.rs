@@ -1,6 +1,6 @@
-//! The three character classes the pre-tokenizers cut at: `\p{L}`, `\p{N}` and `\s` of Unicode 16.
+//! The character classes the pre-tokenizers cut at: `\p{L}`, `\p{N}`, `\p{M}` and `\s` of Unicode 16.
 
-use super::unicode_tables::{LETTERS, NUMBERS, WHITE_SPACE};
+use super::unicode_tables::{LETTERS, MARKS, NUMBERS, WHITE_SPACE};
 
 /// `\p{L}`: a letter of any script.
 pub(super) fn is_letter(c: char) -> bool {
@@ -12,9 +12,14 @@ pub(super) fn is_number(c: char) -> bool {
     if c.is_ascii() { c.is_ascii_digit() } else { contains(NUMBERS, c) }
 }
 
+/// `\p{M}`: a combining mark of any script.
+pub(super) fn is_mark(c: char) -> bool {
+    !c.is_ascii() && contains(MARKS, c)
+}
+
 /// `\s`: the White_Space property.
 pub(super) fn is_white_space(c: char) -> bool {
-    contains(WHITE_SPACE, c)
+    if c.is_ascii() { matches!(c, '\t'..='\r' | ' ') } else { contains(WHITE_SPACE, c) }
 }
 
 fn contains(ranges: &[(u32, u32)], c: char) -> bool {
@@ -29,7 +34,7 @@ mod tests {
 
     #[test]
     fn tables_are_sorted_and_apart() {
-        for table in [LETTERS, NUMBERS, WHITE_SPACE] {
+        for table in [LETTERS, NUMBERS, MARKS, WHITE_SPACE] {
             assert!(table.iter().all(|&(a, b)| a <= b));
             assert!(table.windows(2).all(|w| w[0].1 + 1 < w[1].0));
         }
@@ -47,6 +52,7 @@ mod tests {
         for c in '\0'..='\x7f' {
             assert_eq!(is_letter(c), contains(LETTERS, c));
             assert_eq!(is_number(c), contains(NUMBERS, c));
+            assert_eq!(is_mark(c), contains(MARKS, c));
         }
     }
 
@@ -56,5 +62,6 @@ mod tests {
         assert!(is_number('²') && is_number('Ⅷ') && is_number('٣') && is_number('½'));
         // A combining acute accent and a Devanagari vowel sign are category M.
         assert!(!is_letter('\u{301}') && !is_letter('\u{93f}') && !is_number('\u{301}'));
+        assert!(is_mark('\u{301}') && is_mark('\u{93f}') && is_mark('\u{20dd}') && !is_mark('a'));
     }
 }

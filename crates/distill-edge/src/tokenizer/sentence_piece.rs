@@ -1,0 +1,188 @@
+//! SentencePiece's BPE: text without pre-tokenizer, `▁` for spaces, merges ranked by scores.
+
+use super::PartsError;
+use super::bpe::{Merge, Merges};
+use super::hash::FastSet;
+use super::texts::{Index, Texts};
+use super::vocabulary::TokenKind;
+
+/// What stands for a space in the vocabulary: U+2581.
+pub(super) const SPACE: char = '▁';
+
+/// How text becomes the symbols of the vocabulary.
+#[derive(Clone, Debug)]
+pub(super) struct Spaces {
+    /// Whether a space is put before every stretch of text (`add_space_prefix`).
+    pub(super) prefix: bool,
+    /// The characters that some token joins to a space behind them.
+    glued: FastSet<char>,
+}
+
+impl Spaces {
+    pub(super) fn new(prefix: bool, tokens: &[String], kinds: &[TokenKind]) -> Self {
+        let mut glued = FastSet::default();
+        for (text, _) in tokens.iter().zip(kinds).filter(|(_, kind)| **kind == TokenKind::Normal) {
+            glued.extend(text.match_indices(SPACE).filter_map(|(at, _)| before(text, at)));
+        }
+        Self { prefix, glued }
+    }
+
+    /// `text` with marks for spaces, and one before it where the vocabulary wants that.
+    pub(super) fn mark(&self, text: &str) -> String {
+        let mut marked = String::with_capacity(text.len() + text.len() / 2 + SPACE.len_utf8());
+        marked.extend(self.prefix.then_some(SPACE));
+        for (i, word) in text.split(' ').enumerate() {
+            marked.extend((i > 0).then_some(SPACE));
+            marked.push_str(word);
+        }
+        marked
+    }
+
+    /// Calls `emit` with the pieces of marked text: words with the space before them.
+    ///
+    /// Text is cut between a character and a space that no token joins, and no merge can reach
+    /// across such a place: the tokens of the pieces are those of the whole text.
+    pub(super) fn split<'t>(&self, marked: &'t str, emit: &mut impl FnMut(&'t str)) {
+        let mut from = 0;
+        for (at, _) in marked.match_indices(SPACE) {
+            let joined = before(marked, at).is_none_or(|c| c == SPACE || self.glued.contains(&c));
+            if !joined {
+                emit(&marked[from..at]);
+                from = at;
+            }
+        }
+        if from < marked.len() {
+            emit(&marked[from..]);
+        }
+    }
+}
+
+/// The character that ends before `at`.
+fn before(text: &str, at: usize) -> Option<char> {
+    text[..at].chars().next_back()
+}
+
+/// No token is longer, in bytes; SentencePiece's own limit is 16 characters, and Gemma's longest
+/// has 93 bytes. It bounds the work for a vocabulary that lies.
+const LONGEST: usize = 1024;
+
+/// The merge list of a vocabulary with scores: every way to make a normal token of two others.
+///
+/// Ranked by the token's score, highest first, then by the ids of the token and of its parts,
+/// as Hugging Face's converters write these vocabularies.
+///
+/// # Errors
+/// If there is not one finite score a token, or a token is over 1024 bytes.
+pub(super) fn merges_by_score(
+    texts: &Texts,
+    kinds: &[TokenKind],
+    scores: &[f32],
+) -> Result<Merges, PartsError> {
+    if scores.len() != texts.len() {
+        return Err(PartsError::ScoreCount(scores.len()));
+    }
+    if let Some(index) = scores.iter().position(|score| !score.is_finite()) {
+        return Err(PartsError::Score { index, score: scores[index] });
+    }
+    let mut by_score: Vec<u32> =
+        (0..).zip(kinds).filter(|(_, k)| **k == TokenKind::Normal).map(|(id, _)| id).collect();
+    if let Some(&id) = by_score.iter().find(|&&id| texts.get(id).len() > LONGEST) {
+        return Err(PartsError::Length { index: id as usize, bytes: texts.get(id).len() });
+    }
+    let ids = Index::new(texts, by_score.iter().copied());
+    by_score.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
+
+    let mut merges = Merges::with_capacity(2 * texts.len());
+    let mut rank = 0;
+    let mut pairs = Vec::new();
+    for token in by_score {
+        let text = texts.get(token);
+        pairs.clear();
+        // No token begins inside a character, that is with one of its continuation bytes.
+        for at in (1..text.len()).filter(|&at| text[at] & 0xC0 != 0x80) {
+            let (left, right) = text.split_at(at);
+            if let Some(left) = ids.get(texts, left)
+                && let Some(right) = ids.get(texts, right)
+            {
+                pairs.push((left, right));
+            }
+        }
+        pairs.sort_unstable();
+        for &(left, right) in &pairs {
+            merges.add(left, right, Merge { rank, token });
+            rank += 1;
+        }
+    }
+    Ok(merges)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(of: &[&str]) -> Texts {
+        let mut texts = Texts::default();
+        for text in of {
+            texts.push(|bytes| bytes.extend_from_slice(text.as_bytes())).unwrap();
+        }
+        texts
+    }
+
+    fn spaces(prefix: bool, tokens: &[&str]) -> Spaces {
+        let tokens: Vec<String> = tokens.iter().map(|text| (*text).to_owned()).collect();
+        let kinds = vec![TokenKind::Normal; tokens.len()];
+        Spaces::new(prefix, &tokens, &kinds)
+    }
+
+    #[test]
+    fn spaces_become_marks_with_one_in_front_where_the_vocabulary_wants_it() {
+        assert_eq!(spaces(true, &[]).mark(" a  b "), "▁▁a▁▁b▁");
+        assert_eq!(spaces(false, &[]).mark("a b"), "a▁b");
+        assert_eq!(spaces(false, &[]).mark(""), "");
+    }
+
+    #[test]
+    fn text_is_cut_before_spaces_unless_a_token_reaches_across() {
+        let pieces = |spaces: &Spaces, text| {
+            let mut out = Vec::new();
+            spaces.split(text, &mut |piece: &str| out.push(piece.to_owned()));
+            out
+        };
+        let plain = spaces(true, &["▁a", "▁▁", "b"]);
+        assert_eq!(pieces(&plain, "▁a>▁▁b\n▁c▁"), ["▁a>", "▁▁b\n", "▁c", "▁"]);
+        let glued = spaces(true, &["▁a", ">▁"]);
+        assert_eq!(pieces(&glued, "a▁a>▁b▁c"), ["a", "▁a>▁b", "▁c"]);
+        assert_eq!(pieces(&plain, ""), [""; 0]);
+    }
+
+    #[test]
+    fn a_token_merges_from_every_pair_of_tokens_that_spells_it() {
+        let tokens = texts(&["a", "b", "ab", "bb", "abb"]);
+        let kinds = [TokenKind::Normal; 5];
+        let merges = merges_by_score(&tokens, &kinds, &[0.0, 0.0, -2.0, -1.0, -3.0]).unwrap();
+        let mut expected = Merges::default();
+        // "bb" scores highest; "abb" is a + bb before ab + b: the lower id is the left one.
+        for (rank, (left, right, token)) in (0..).zip([(1, 1, 3), (0, 1, 2), (0, 3, 4), (2, 1, 4)])
+        {
+            expected.add(left, right, Merge { rank, token });
+        }
+        assert_eq!(format!("{:?}", sorted(&merges)), format!("{:?}", sorted(&expected)));
+    }
+
+    fn sorted(merges: &Merges) -> Vec<(u32, u32, Merge)> {
+        let ids = (0..5).flat_map(|left| (0..5).map(move |right| (left, right)));
+        ids.filter_map(|(left, right)| Some((left, right, merges.get(left, right)?))).collect()
+    }
+
+    #[test]
+    fn scores_that_are_missing_or_not_finite_are_refused() {
+        let tokens = texts(&["a", "b"]);
+        let kinds = [TokenKind::Normal; 2];
+        let error = |scores: &[f32]| merges_by_score(&tokens, &kinds, scores).unwrap_err();
+        assert_eq!(error(&[0.0]), PartsError::ScoreCount(1));
+        assert!(matches!(error(&[0.0, f32::NAN]), PartsError::Score { index: 1, .. }));
+        let long = texts(&["a", &"x".repeat(1025)]);
+        let error = merges_by_score(&long, &kinds, &[0.0; 2]).unwrap_err();
+        assert_eq!(error, PartsError::Length { index: 1, bytes: 1025 });
+    }
+}

@@ -222,11 +222,14 @@ impl Cache {
                     (Stores::F16(s), Part::Value) => {
                         (kernels.to_f16)(now, s.values.write(range));
                     }
-                    (Stores::F32(s), Part::Key) => {
-                        scatter(now, s.keys.write(range), position, |x| x);
-                    }
+                    (Stores::F32(s), Part::Key) => scatter(now, s.keys.write(range), position),
                     (Stores::F16(s), Part::Key) => {
-                        scatter(now, s.keys.write(range), position, distill_quant::f16::from_f32);
+                        let lanes = s.keys.write(range).chunks_mut(BITS * POSITIONS);
+                        for (now, lanes) in now.chunks(BITS).zip(lanes) {
+                            let mut bits = [0; BITS];
+                            (kernels.to_f16)(now, &mut bits[..now.len()]);
+                            scatter(&bits[..now.len()], lanes, position);
+                        }
                     }
                 }
             }
@@ -269,9 +272,12 @@ impl Cache {
     }
 }
 
+/// Elements of a key that are narrowed together.
+const BITS: usize = 64;
+
 /// Writes one position's elements into the lanes of their block.
-fn scatter<T>(from: &[f32], block: &mut [T], position: usize, convert: impl Fn(f32) -> T) {
+fn scatter<T: Copy>(from: &[T], block: &mut [T], position: usize) {
     for (lanes, &value) in block.chunks_exact_mut(POSITIONS).zip(from) {
-        lanes[position % POSITIONS] = convert(value);
+        lanes[position % POSITIONS] = value;
     }
 }

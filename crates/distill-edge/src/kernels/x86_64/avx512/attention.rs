@@ -56,11 +56,6 @@ fn lanes(value: __m512) -> [f32; WIDE] {
 }
 
 #[target_feature(enable = "avx512f")]
-pub fn attend_f32(queries: Queries<'_>, cached: Cached<'_, f32>) {
-    attend(queries, cached);
-}
-
-#[target_feature(enable = "avx512f")]
 pub fn attend_f16(queries: Queries<'_>, cached: Cached<'_, u16>) {
     attend(queries, cached);
 }

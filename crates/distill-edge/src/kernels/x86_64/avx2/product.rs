@@ -158,7 +158,7 @@ macro_rules! product {
             group: &[[u8; $record]],
             x: &[Token<'_>; T],
         ) -> [[[f32; LANES]; T]; H] {
-            let x = &x.map(|x| x.first(group.len()));
+            x.iter().for_each(|x| x.assert_blocks(group.len()));
             let mut acc = [[_mm256_setzero_ps(); T]; H];
             for (b, record) in group.iter().enumerate() {
                 prefetch(record);

@@ -133,7 +133,7 @@ macro_rules! product {
         #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
         #[inline]
         fn $tile<const T: usize>(group: &[[u8; $record]], x: &[Token<'_>; T]) -> [[f32; ROWS]; T] {
-            let x = &x.map(|x| x.first(group.len()));
+            x.iter().for_each(|x| x.assert_blocks(group.len()));
             let mut acc = [_mm512_setzero_ps(); T];
             for (b, record) in group.iter().enumerate() {
                 prefetch(record);

@@ -50,7 +50,7 @@ const WITHOUT_BURN: &[&str] = &[
 ];
 
 /// The only direct dependencies of the runtime that ships on devices.
-const EDGE_DEPENDENCIES: &[&str] = &["distill-quant", "distill-gguf", "thiserror"];
+const EDGE_DEPENDENCIES: &[&str] = &["distill-quant", "distill-gguf", "memmap2", "thiserror"];
 
 #[test]
 fn crates_depend_only_along_the_arrows() {

@@ -70,8 +70,8 @@ pub(crate) struct Board {
     pub query: Shared<f32>,
     /// Results of attention for several tokens, `[T, heads, head_dim]`.
     pub attention: Shared<f32>,
-    /// Results of attention for a single token, chunk by chunk: `[kv_heads, chunks, heads a kv
-    /// head]`, and `[…, head_dim]`.
+    /// Results of attention for a single token, chunk by chunk: `[chunks, heads]`, and
+    /// `[…, head_dim]`.
     pub totals: Shared<Total>,
     pub mixed: Shared<f32>,
     /// silu(gate) · up, `[T, feed_forward]`.

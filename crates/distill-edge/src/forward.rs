@@ -233,8 +233,9 @@ impl Pass<'_, '_> {
         let (head_dim, heads) = (config.head_dim, config.heads / config.kv_heads);
         let positions = self.position + 1;
         let chunks = positions.div_ceil(CHUNK);
-        for task in (self.index..config.kv_heads * chunks).step_by(self.threads) {
-            let (head, chunk) = (task / chunks, task % chunks);
+        // Chunk by chunk, as they lie in memory.
+        for task in self.share(chunks * config.kv_heads) {
+            let (chunk, head) = (task / config.kv_heads, task % config.kv_heads);
             let seen = CHUNK.min(positions - chunk * CHUNK);
             let scratch = &mut self.scratch.attention;
             scratch.seen[..heads].fill(seen as u32);
@@ -314,7 +315,7 @@ impl Pass<'_, '_> {
     fn add_attention(&mut self, l: usize, layer: &Layer) {
         let config = &self.model.config;
         let (head_dim, heads) = (config.head_dim, config.heads / config.kv_heads);
-        let columns = config.heads * head_dim;
+        let (columns, kv_heads) = (config.heads * head_dim, config.kv_heads);
         let (board, tokens, chunks) =
             (self.board, self.tokens, (self.position + 1).div_ceil(CHUNK));
         let input = LinearInput::AttentionOutput { layer: l };
@@ -329,7 +330,7 @@ impl Pass<'_, '_> {
             for (h, out) in values.chunks_exact_mut(head_dim).enumerate() {
                 let mut all = Total::default();
                 for chunk in 0..chunks {
-                    let task = h / heads * chunks + chunk;
+                    let task = chunk * kv_heads + h / heads;
                     let n = task * heads + h % heads;
                     // SAFETY: written before the last barrier.
                     let (total, mixed) = unsafe {

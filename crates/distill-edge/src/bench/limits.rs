@@ -9,11 +9,12 @@ use crate::arena::{Arena, Refused};
 /// Measured runs; the fastest counts, since a limit is what was reached once.
 const RUNS: usize = 5;
 
-/// Bytes a second that `threads` threads read together from as much memory as decoding a token
-/// reads weights, in GB (10⁹ bytes), each its own part again and again. What fits into a cache is
-/// faster here too. 0 if that much memory cannot be had once more.
-pub fn bandwidth_gbps(threads: usize, model: &Model) -> f64 {
-    let part = (model.weight_bytes() / threads).next_multiple_of(128);
+/// Bytes a second that `threads` threads read together from memory of `bytes` bytes, in GB (10⁹
+/// bytes), each its own part again and again, with the instructions of the model's kernels. Give
+/// what decoding a token reads: what fits into a cache is faster here too. 0 if that much memory
+/// cannot be had once more.
+pub fn bandwidth_gbps(threads: usize, bytes: usize, model: &Model) -> f64 {
+    let part = (bytes / threads).next_multiple_of(128);
     let arenas: Result<Vec<Arena>, _> = (0..threads)
         .map(|_| {
             let mut arena = Arena::new(part)?;

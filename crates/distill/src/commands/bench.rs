@@ -40,13 +40,24 @@ struct Run {
     threads: usize,
     prompt: usize,
     generate: usize,
-    /// Memory bandwidth of this machine, GB (10⁹ bytes) a second.
-    bandwidth_gbps: f64,
     /// Operations on bytes of this machine, 10⁹ a second.
     int8_gops: f64,
     prefill: BenchReport,
-    /// By depth.
-    decode: Vec<(usize, BenchReport)>,
+    decode: Vec<Decode>,
+}
+
+/// Decoding at one depth.
+struct Decode {
+    depth: usize,
+    report: BenchReport,
+    /// Bandwidth of this machine for as many bytes as a token reads here, GB (10⁹ bytes) a second.
+    bandwidth_gbps: f64,
+}
+
+impl Decode {
+    fn share(&self) -> f64 {
+        self.report.decode_bandwidth_gbps() / self.bandwidth_gbps
+    }
 }
 
 impl Run {
@@ -61,13 +72,14 @@ impl Run {
         let decode = |&depth: &usize| {
             let options =
                 BenchOptions { prompt: 0, generate: args.generate, depth, ..options.clone() };
-            Ok((depth, measure(model, &options)?))
+            let report = measure(model, &options)?;
+            let bandwidth_gbps = limits::bandwidth_gbps(threads, report.decode_bytes, model);
+            Ok(Decode { depth, report, bandwidth_gbps })
         };
         Ok(Self {
             threads,
             prompt: args.prompt,
             generate: args.generate,
-            bandwidth_gbps: limits::bandwidth_gbps(threads, model),
             int8_gops: limits::int8_gops(threads, model),
             prefill: measure(model, &options)?,
             decode: args.depth.iter().map(decode).collect::<Result<_, Failure>>()?,
@@ -76,10 +88,6 @@ impl Run {
 
     fn prefill_share(&self) -> f64 {
         self.prefill.prefill_gops() / self.int8_gops
-    }
-
-    fn decode_share(&self, report: &BenchReport) -> f64 {
-        report.decode_bandwidth_gbps() / self.bandwidth_gbps
     }
 
     fn to_json(&self) -> Value {
@@ -91,9 +99,10 @@ impl Run {
                 "share_of_limit": share,
             })
         };
-        let decode = self.decode.iter().map(|(depth, report)| {
-            let mut json = samples(&report.decode, self.decode_share(report));
-            json["depth"] = (*depth).into();
+        let decode = self.decode.iter().map(|decode| {
+            let mut json = samples(&decode.report.decode, decode.share());
+            json["depth"] = decode.depth.into();
+            json["bandwidth_gbps"] = decode.bandwidth_gbps.into();
             json["tokens"] = self.generate.into();
             json
         });
@@ -101,7 +110,6 @@ impl Run {
         prefill["tokens"] = self.prompt.into();
         json!({
             "threads": self.threads,
-            "bandwidth_gbps": self.bandwidth_gbps,
             "int8_gops": self.int8_gops,
             "prefill": prefill,
             "decode": decode.collect::<Vec<Value>>(),
@@ -110,9 +118,8 @@ impl Run {
 
     fn print(&self) -> Result<(), Failure> {
         put_line!(
-            "{} threads · this machine reads {:.1} GB/s and computes {:.0} GOP/s on bytes",
+            "{} threads · this machine computes {:.0} GOP/s on bytes",
             self.threads,
-            self.bandwidth_gbps,
             self.int8_gops
         )?;
         if self.prompt > 0 {
@@ -123,12 +130,14 @@ impl Run {
                 100.0 * self.prefill_share()
             )?;
         }
-        for (depth, report) in self.decode.iter().filter(|_| self.generate > 0) {
+        for decode in self.decode.iter().filter(|_| self.generate > 0) {
             put_line!(
-                "  decode  {:>5} at depth {depth:>5} {}  {:>3.0} % of the bandwidth",
+                "  decode  {:>5} at depth {:>5} {}  {:>3.0} % of the {:.1} GB/s it reads here",
                 self.generate,
-                speed(&report.decode),
-                100.0 * self.decode_share(report)
+                decode.depth,
+                speed(&decode.report.decode),
+                100.0 * decode.share(),
+                decode.bandwidth_gbps
             )?;
         }
         Ok(())

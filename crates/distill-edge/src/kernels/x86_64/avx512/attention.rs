@@ -13,6 +13,8 @@ use super::super::super::attention::Tile;
 use super::super::super::scalar::{Element, exponential, reduce_positions};
 use super::super::super::{CHUNK, Cached, POSITIONS, Queries, Total};
 
+/// Blocks ahead whose keys are asked for.
+const AHEAD: usize = 4;
 /// Lanes of a vector.
 const WIDE: usize = 16;
 const _: () = assert!(WIDE == POSITIONS);
@@ -127,7 +129,7 @@ fn scores<const Q: usize, const B: usize, T: Load>(
     let head_dim = queries[0].len();
     let keys = cached.keys;
     let block = head_dim * WIDE;
-    let next = keys.as_ptr().wrapping_add((b + B) * block).cast::<i8>();
+    let next = keys.as_ptr().wrapping_add((b + AHEAD) * block).cast::<i8>();
     let values = cached.values.as_ptr().wrapping_add(b * block).cast::<i8>();
     // Lengths that the compiler can see, so that the loop checks none.
     let queries = queries.map(|query| &query[..head_dim]);
@@ -137,8 +139,8 @@ fn scores<const Q: usize, const B: usize, T: Load>(
     let mut acc = [[_mm512_setzero_ps(); B]; Q];
     for d in 0..head_dim {
         let mut keys = [_mm512_setzero_ps(); B];
-        // What comes is asked for ahead, for the hardware alone stops at each page: the keys of the
-        // next blocks, and the values of these, which take as many bytes. Any address may be named.
+        // What comes is asked for ahead, for the hardware alone stops at each page: the keys of
+        // later blocks, and the values of these, which take as many bytes. Any address may be named.
         let bytes = size_of::<T>() * WIDE * B;
         for line in (d * bytes..(d + 1) * bytes).step_by(64) {
             _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line));
@@ -206,7 +208,10 @@ fn mix<const Q: usize, const N: usize, T: Load>(
 ) {
     let weights: &[[f32; CHUNK]; Q] = weights.first_chunk().expect("a row of weights a query");
     let mut acc = [[_mm512_setzero_ps(); N]; Q];
+    // What follows in memory are the keys of the next head.
+    let next = values.as_ptr_range().end.cast::<i8>();
     for (p, values) in values.chunks_exact(head_dim).enumerate().take(CHUNK) {
+        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * p));
         let chunks = values[from..from + N * WIDE].as_chunks::<WIDE>().0;
         let mut values = [_mm512_setzero_ps(); N];
         for i in 0..N {

@@ -46,6 +46,7 @@ def main() -> int:
     writer.add_vocab_size(VOCABULARY)
     writer.add_file_type(2)
     tokens = [chr(ord("a") + i) if i < 26 else f"filler{i}" for i in range(VOCABULARY)]
+    tokens[28] = "ab"  # what the only merge makes
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(tokens)

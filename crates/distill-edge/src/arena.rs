@@ -3,7 +3,8 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 
-/// Bytes that begin on a page of 2 MiB, so that the system can map them in large pages.
+/// Bytes that begin on a page of 2 MiB if they fill one, so that the system can map them in large
+/// pages, and else on a cache line.
 #[derive(Debug)]
 pub(crate) struct Arena {
     first: *mut u8,
@@ -12,6 +13,8 @@ pub(crate) struct Arena {
 
 /// Size of a large page.
 const PAGE: usize = 2 << 20;
+/// Size of a cache line.
+const LINE: usize = 64;
 
 /// The allocation was refused.
 #[derive(Debug)]
@@ -25,7 +28,8 @@ unsafe impl Sync for Arena {}
 impl Arena {
     /// Zeroed bytes.
     pub fn new(bytes: usize) -> Result<Self, Refused> {
-        let layout = Layout::from_size_align(bytes.max(1), PAGE).map_err(|_| Refused)?;
+        let align = if bytes < PAGE { LINE } else { PAGE };
+        let layout = Layout::from_size_align(bytes.max(1), align).map_err(|_| Refused)?;
         // SAFETY: the size is not zero.
         let first = unsafe { alloc_zeroed(layout) };
         if first.is_null() { Err(Refused) } else { Ok(Self { first, layout }) }

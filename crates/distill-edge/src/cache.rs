@@ -10,7 +10,6 @@
 use std::io::{self, Read, Write};
 use std::ops::Range;
 
-use crate::EdgeError;
 use crate::config::Config;
 use crate::kernels::{CHUNK, Cached, Kernels, POSITIONS, Queries};
 use crate::shared::Shared;
@@ -68,20 +67,11 @@ pub(crate) enum Part {
 impl Cache {
     /// A cache for `context` positions; untouched memory stays unmapped until they are written.
     ///
-    /// # Errors
-    /// If the memory cannot be reserved.
-    pub fn new(config: &Config, context: usize, kv: KvType) -> Result<Self, EdgeError> {
-        let too_large = |bytes| EdgeError::Memory { context, bytes };
-        let capacity = context.checked_next_multiple_of(POSITIONS).ok_or(too_large(usize::MAX))?;
-        let elements = [config.layers, config.kv_heads, capacity, config.head_dim]
-            .into_iter()
-            .try_fold(1_usize, |product, n| product.checked_mul(n))
-            .filter(|&n| n.checked_mul(kv.bytes()).is_some_and(|n| n <= isize::MAX as usize))
-            .ok_or(too_large(usize::MAX))?;
-        // Reserving first turns "out of memory" into an error; the zeroed allocation that
-        // follows, unlike filling the reserved one, leaves its pages untouched.
-        let bytes = elements * kv.bytes();
-        Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| too_large(bytes))?;
+    /// # Panics
+    /// If [`Cache::bytes`] cannot be allocated.
+    pub fn new(config: &Config, context: usize, kv: KvType) -> Self {
+        let capacity = context.next_multiple_of(POSITIONS);
+        let elements = config.layers * config.kv_heads * capacity * config.head_dim;
         let stores = match kv {
             KvType::F32 => Stores::F32(Store {
                 keys: Shared::new(vec![0.0; elements]),
@@ -93,7 +83,14 @@ impl Cache {
             }),
         };
         let Config { layers, kv_heads, head_dim, .. } = *config;
-        Ok(Self { stores, layers, kv_heads, head_dim, capacity })
+        Self { stores, layers, kv_heads, head_dim, capacity }
+    }
+
+    /// What [`Cache::new`] allocates.
+    pub fn bytes(config: &Config, context: usize, kv: KvType) -> u128 {
+        let capacity = (context as u128).next_multiple_of(POSITIONS as u128);
+        let a_position = config.layers as u128 * (config.kv_heads * config.head_dim) as u128;
+        2 * kv.bytes() as u128 * a_position * capacity
     }
 
     /// How elements are stored.

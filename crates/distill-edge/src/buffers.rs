@@ -40,6 +40,13 @@ impl Inputs {
         }
     }
 
+    fn bytes(config: &Config, tokens: usize, integer: bool) -> u128 {
+        let queries = config.heads * config.head_dim;
+        let widest = config.hidden_size.max(queries).max(config.feed_forward);
+        let elements = tokens as u128 * widest as u128;
+        4 * elements + if integer { elements + 8 * (elements / BLOCK as u128) } else { 0 }
+    }
+
     /// The codes of all tokens.
     ///
     /// # Safety
@@ -96,6 +103,18 @@ impl Board {
             logits: Shared::new(vec![0.0; HEAD_TILE * config.vocab_size]),
         }
     }
+
+    /// What [`Board::new`] allocates.
+    pub fn bytes(config: &Config, context: usize, integer: bool) -> u128 {
+        let Config { hidden_size, feed_forward, heads, head_dim, vocab_size, .. } = *config;
+        let queries = (heads * head_dim) as u128;
+        let chunks = context.div_ceil(CHUNK) as u128;
+        let tile =
+            TILE as u128 * (4 * (hidden_size + head_dim + feed_forward) as u128 + 8 * queries);
+        let attention = chunks * (size_of::<Total>() as u128 * heads as u128 + 4 * queries);
+        let logits = 4 * HEAD_TILE as u128 * vocab_size as u128;
+        tile + Inputs::bytes(config, TILE, integer) + attention + logits
+    }
 }
 
 /// What one thread alone uses.
@@ -147,5 +166,18 @@ impl Scratch {
                 all_mixed: vec![0.0; elements],
             },
         }
+    }
+
+    /// What [`Scratch::new`] allocates.
+    pub fn bytes(config: &Config, integer: bool) -> u128 {
+        let longest =
+            config.hidden_size.max(config.heads * config.head_dim).max(config.feed_forward);
+        let queries = (QUERY_TILE * config.heads / config.kv_heads) as u128;
+        let a_query = 12 * config.head_dim + 4 * CHUNK + 4 + 2 * size_of::<Total>();
+        let panels = 2 * 4 * TILE * PANEL * ROWS;
+        Inputs::bytes(config, 1, integer)
+            + panels as u128
+            + 4 * ROWS as u128 * longest as u128
+            + queries * a_query as u128
     }
 }

@@ -13,7 +13,6 @@ use std::io::{self, Read, Write};
 use std::ops::Range;
 
 use crate::EdgeError;
-use crate::arena::Refused;
 use crate::config::Config;
 use crate::kernels::{CHUNK, Cached, Kernels, POSITIONS, Queries};
 use crate::shared::Shared;
@@ -65,20 +64,21 @@ impl Cache {
     /// # Errors
     /// If the memory cannot be reserved.
     pub fn new(config: &Config, context: usize, kv: KvType) -> Result<Self, EdgeError> {
-        let Config { layers, kv_heads, head_dim, .. } = *config;
-        let elements = [context.div_ceil(CHUNK), layers, kv_heads, 2 * CHUNK, head_dim]
-            .into_iter()
-            .try_fold(1_usize, |product, n| product.checked_mul(n));
-        let refused = |_| EdgeError::Memory {
-            context,
-            bytes: elements.and_then(|n| n.checked_mul(kv.bytes())).unwrap_or(usize::MAX),
-        };
-        let elements = elements.ok_or(Refused).map_err(refused)?;
+        let bytes = usize::try_from(Self::bytes(config, context, kv)).unwrap_or(usize::MAX);
+        let refused = |_| EdgeError::Memory { context, bytes };
+        let elements = bytes / kv.bytes();
         let store = match kv {
             KvType::F32 => Store::F32(Shared::zeroed(elements).map_err(refused)?),
             KvType::F16 => Store::F16(Shared::zeroed(elements).map_err(refused)?),
         };
+        let Config { layers, kv_heads, head_dim, .. } = *config;
         Ok(Self { store, layers, kv_heads, head_dim })
+    }
+
+    /// What [`Cache::new`] allocates.
+    pub fn bytes(config: &Config, context: usize, kv: KvType) -> u128 {
+        let a_chunk = config.layers as u128 * (config.kv_heads * config.head_dim) as u128;
+        (2 * CHUNK * kv.bytes()) as u128 * a_chunk * context.div_ceil(CHUNK) as u128
     }
 
     /// How elements are stored.

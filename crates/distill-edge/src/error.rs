@@ -145,12 +145,12 @@ pub enum EdgeError {
     },
     /// Not enough memory for a session.
     #[error(
-        "a session with a context of {context} tokens needs more memory than there is ({bytes} bytes for its key-value cache). Ask for a smaller context"
+        "a session with a context of {context} tokens needs more memory than there is ({bytes} bytes). Ask for a smaller context"
     )]
     Memory {
         /// The context asked for, in tokens.
         context: usize,
-        /// Bytes of the cache; `usize::MAX` stands for more than can be counted.
+        /// Bytes it needs; `usize::MAX` stands for more than can be counted.
         bytes: usize,
     },
     /// A saved session could not be read or written.

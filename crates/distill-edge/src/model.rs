@@ -1,5 +1,6 @@
-//! A model: a mapped file, checked, with its tokenizer and the kernels this CPU runs.
+//! A model: a file, checked, with its tokenizer and the kernels this CPU runs.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -39,7 +40,7 @@ pub struct LoadOptions {
     /// The input of linear layers; by default what `distill.activations` in the file says
     /// (`q8_0` or `float`), else Q8_0 if any linear layer is quantised.
     pub activations: Option<Activations>,
-    /// Threads of sessions that do not say; 0 is one per CPU.
+    /// Threads that load, and those of sessions that do not say; 0 is one per CPU.
     pub threads: usize,
     /// Which kernels to run.
     pub kernels: KernelChoice,
@@ -70,13 +71,38 @@ pub(crate) struct Inner {
 impl Model {
     /// Maps and checks `path`: metadata, vocabulary, and every tensor's presence, shape and type.
     ///
+    /// Whatever is in it, loading allocates at most 96 bytes for each byte of the file
+    /// and 64 KiB.
+    ///
     /// # Errors
     /// If the file is no GGUF file, damaged, of another architecture, or incomplete.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, EdgeError> {
-        let file = GgufFile::open(path)?;
+        Self::from_file(GgufFile::open(path)?, options)
+    }
+
+    /// Takes a whole file from memory, and checks it as [`Model::load`] does: for a model that is
+    /// embedded in a program (`include_bytes!`), downloaded, or run where there are no files.
+    /// `name` stands for the file in errors. Borrowed bytes are not copied.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn from_bytes(
+        bytes: impl Into<Cow<'static, [u8]>>,
+        name: &Path,
+        options: &LoadOptions,
+    ) -> Result<Self, EdgeError> {
+        Self::from_file(GgufFile::from_bytes(bytes, name)?, options)
+    }
+
+    fn from_file(file: GgufFile, options: &LoadOptions) -> Result<Self, EdgeError> {
+        let path = file.path();
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
         let config = Config::from_metadata(file.metadata(), path)?;
         let tokenizer = Tokenizer::from_gguf(file.metadata(), path)?;
-        let weights = Weights::load(&file, path, &config)?;
+        let weights = Weights::load(&file, path, &config, threads)?;
         let any_quantized = weights.linears().any(|(_, m)| m.is_quantized());
         let activations = match options.activations {
             Some(choice) => choice,
@@ -90,10 +116,6 @@ impl Model {
         }
         let has_float_linears = weights.linears().any(|(_, m)| !m.is_quantized());
         let kernels = kernels::choose(options.kernels);
-        let threads = match options.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
         let path = path.to_owned();
         let inner = Inner {
             file,
@@ -120,7 +142,7 @@ impl Model {
         &self.inner.tokenizer
     }
 
-    /// The file the model was loaded from.
+    /// The file the model was loaded from, or the name its bytes were given.
     pub fn path(&self) -> &Path {
         &self.inner.path
     }

@@ -23,6 +23,18 @@ pub struct SessionOptions {
     pub threads: usize,
 }
 
+impl SessionOptions {
+    /// With the model's own values for zeros.
+    fn resolve(&self, model: &Model) -> Self {
+        let or = |chosen, own| if chosen == 0 { own } else { chosen };
+        Self {
+            context: or(self.context, model.config().context_length),
+            kv: self.kv,
+            threads: or(self.threads, model.inner.threads),
+        }
+    }
+}
+
 /// One sequence of tokens on a model. Its threads live as long as it does.
 ///
 /// Results do not depend on the number of threads, nor on how the tokens were divided between
@@ -39,16 +51,21 @@ pub struct Session {
 }
 
 impl Session {
-    /// Allocates the cache and all buffers, and starts the threads.
+    /// Allocates the cache and all buffers, [`Session::bytes`], and starts the threads.
     ///
     /// # Errors
-    /// If the cache does not fit into memory or the system gives no thread.
+    /// If that does not fit into memory or the system gives no thread.
     pub fn new(model: &Model, options: SessionOptions) -> Result<Self, EdgeError> {
         let inner = Arc::clone(&model.inner);
         let config = &inner.config;
-        let context = if options.context == 0 { config.context_length } else { options.context };
-        let threads = if options.threads == 0 { inner.threads } else { options.threads };
+        let SessionOptions { context, threads, .. } = options.resolve(model);
         let integer = inner.activations == Activations::Q8_0;
+        let bytes = Self::bytes(model, &options);
+        // Reserving first turns "out of memory" into an error; the zeroed allocations that
+        // follow, unlike filling the reserved one, leave their pages untouched.
+        Vec::<u8>::new()
+            .try_reserve_exact(bytes)
+            .map_err(|_| EdgeError::Memory { context, bytes })?;
         let cache = Cache::new(config, context, options.kv)?;
         let shared = Arc::new(Shared {
             team: Team::new(threads),
@@ -80,6 +97,26 @@ impl Session {
             session.threads.push(thread);
         }
         Ok(session)
+    }
+
+    /// Bytes that a session allocates, all of them when it begins; `usize::MAX` if they cannot be
+    /// counted.
+    ///
+    /// They follow from the context, the threads, and sizes of the model each of which is a
+    /// dimension of some tensor in its file. The context is the caller's choice: one of 0 takes
+    /// what the file announces, and nothing in the file backs that, so whoever opens files of
+    /// strangers sets it, or looks here first.
+    pub fn bytes(model: &Model, options: &SessionOptions) -> usize {
+        let config = &model.inner.config;
+        let SessionOptions { context, kv, threads } = options.resolve(model);
+        let integer = model.inner.activations == Activations::Q8_0;
+        let tokens = size_of::<u32>() * TILE + size_of::<f64>() * (config.head_dim / 2);
+        let bytes = Cache::bytes(config, context, kv)
+            + Board::bytes(config, context, integer)
+            + Scratch::bytes(config, integer) * threads as u128
+            + size_of::<u32>() as u128 * context as u128
+            + tokens as u128;
+        usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
     /// Adds `tokens` and returns the logits after the last, `[vocab]`.

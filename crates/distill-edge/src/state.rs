@@ -16,8 +16,8 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::Path;
 
 use crate::{EdgeError, Session};
 
@@ -41,8 +41,17 @@ impl Session {
         written.map_err(failed)
     }
 
-    fn write_state(&self, path: &Path) -> std::io::Result<()> {
+    fn write_state(&self, path: &Path) -> io::Result<()> {
         let mut out = BufWriter::new(File::create(path)?);
+        self.save_to(&mut out)?;
+        out.into_inner()?.sync_all()
+    }
+
+    /// Writes what [`Session::save`] does, anywhere.
+    ///
+    /// # Errors
+    /// If `out` fails.
+    pub fn save_to(&self, mut out: impl Write) -> io::Result<()> {
         out.write_all(&MAGIC)?;
         out.write_all(&self.model().hash().to_le_bytes())?;
         out.write_all(&(self.cache().kv().bytes() as u32).to_le_bytes())?;
@@ -51,8 +60,7 @@ impl Session {
             out.write_all(&token.to_le_bytes())?;
         }
         // SAFETY: threads compute only while the session is borrowed mutably.
-        unsafe { self.cache().write_to(self.tokens().len(), &mut out)? };
-        out.into_inner()?.sync_all()
+        unsafe { self.cache().write_to(self.tokens().len(), &mut out) }
     }
 
     /// Replaces the session's tokens and cache by those that [`Session::save`] wrote. On an error
@@ -64,15 +72,29 @@ impl Session {
     pub fn restore(&mut self, path: &Path) -> Result<(), EdgeError> {
         self.reset();
         let failed = |source| EdgeError::StateIo { file: path.to_owned(), action: "read", source };
+        let file = File::open(path).map_err(failed)?;
+        let bytes = file.metadata().map_err(failed)?.len();
+        self.read_state(BufReader::new(file), bytes, path)
+    }
+
+    /// [`Session::restore`] from memory; `name` stands for the file in errors.
+    ///
+    /// # Errors
+    /// As [`Session::restore`].
+    pub fn restore_from(&mut self, bytes: &[u8], name: &Path) -> Result<(), EdgeError> {
+        self.reset();
+        self.read_state(bytes, bytes.len() as u64, name)
+    }
+
+    fn read_state(&mut self, from: impl Read, bytes: u64, path: &Path) -> Result<(), EdgeError> {
+        let failed = |source| EdgeError::StateIo { file: path.to_owned(), action: "read", source };
         let refuse = |what: &'static str, found: String, expected: String| EdgeError::State {
             file: path.to_owned(),
             what,
             found,
             expected,
         };
-        let file = File::open(path).map_err(failed)?;
-        let bytes = file.metadata().map_err(failed)?.len();
-        let mut reader = State { path: path.to_owned(), from: BufReader::new(file) };
+        let mut reader = State { path, from };
         let magic = reader.array::<8>()?;
         if magic != MAGIC {
             let found = format!("{:?}", String::from_utf8_lossy(&magic));
@@ -115,17 +137,17 @@ impl Session {
     }
 }
 
-/// A state file being read.
-struct State {
-    path: PathBuf,
-    from: BufReader<File>,
+/// A state being read.
+struct State<'p, R> {
+    path: &'p Path,
+    from: R,
 }
 
-impl State {
+impl<R: Read> State<'_, R> {
     fn array<const N: usize>(&mut self) -> Result<[u8; N], EdgeError> {
         let mut bytes = [0; N];
         self.from.read_exact(&mut bytes).map_err(|source| EdgeError::StateIo {
-            file: self.path.clone(),
+            file: self.path.to_owned(),
             action: "read",
             source,
         })?;

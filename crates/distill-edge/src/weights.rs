@@ -95,8 +95,13 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    /// Finds every tensor of the architecture and refuses any other.
-    pub fn load(file: &GgufFile, path: &Path, config: &Config) -> Result<Self, EdgeError> {
+    /// Finds every tensor of the architecture and refuses any other. Packs on `threads` threads.
+    pub fn load(
+        file: &GgufFile,
+        path: &Path,
+        config: &Config,
+        threads: usize,
+    ) -> Result<Self, EdgeError> {
         let mut loader =
             Loader { file, path, known: HashSet::new(), packings: Vec::new(), packed: 0 };
         let Config { hidden_size: hidden, feed_forward, vocab_size, .. } = *config;
@@ -129,7 +134,7 @@ impl Weights {
             false => None,
         };
         loader.refuse_others()?;
-        let arena = loader.pack()?;
+        let arena = loader.pack(threads)?;
         Ok(Self { arena, embedding, layers, output_norm, head, rope_factors })
     }
 
@@ -249,13 +254,16 @@ impl Loader<'_> {
         Storage::Packed(grid, Place::Arena(to))
     }
 
-    /// Packs all quantised matrices, on as many threads as there are CPUs.
-    fn pack(&self) -> Result<Arena, EdgeError> {
+    /// Packs all quantised matrices, on the caller's thread and `threads` − 1 others.
+    ///
+    /// The arena has at most 16 times the bytes of the file: tensors do not overlap, and the last
+    /// group of a matrix, possibly its only one, is filled up to 16 rows.
+    fn pack(&self, threads: usize) -> Result<Arena, EdgeError> {
         let mut arena = Arena::new(self.packed).map_err(|_| EdgeError::WeightMemory {
             file: self.path.to_owned(),
             bytes: self.packed,
         })?;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = threads.clamp(1, self.packings.len().max(1));
         let mut shares: Vec<Vec<(&Packing, &mut [u8])>> =
             (0..threads).map(|_| Vec::new()).collect();
         let mut rest = arena.bytes_mut();
@@ -264,14 +272,17 @@ impl Loader<'_> {
             shares[i % threads].push((packing, groups));
             rest = after;
         }
+        let run = |share: Vec<(&Packing, &mut [u8])>| {
+            for (packing, groups) in share {
+                packing.run(self.file, groups);
+            }
+        };
+        let mine = shares.pop();
         std::thread::scope(|scope| {
             for share in shares {
-                scope.spawn(|| {
-                    for (packing, groups) in share {
-                        packing.run(self.file, groups);
-                    }
-                });
+                scope.spawn(move || run(share));
             }
+            mine.map(run);
         });
         Ok(arena)
     }

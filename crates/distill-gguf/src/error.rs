@@ -239,6 +239,26 @@ pub enum GgufError {
         /// The length of the file.
         file_bytes: u64,
     },
+    /// Two tensors share bytes.
+    #[error(
+        "{}: tensor `{tensor}` begins at data offset {offset}, inside tensor `{other}`, which has \
+         {other_bytes} bytes at data offset {other_offset}; expected tensors that do not overlap",
+        file.display()
+    )]
+    Overlap {
+        /// The file.
+        file: PathBuf,
+        /// The tensor that begins later, or at the same place.
+        tensor: String,
+        /// Its offset in the data section.
+        offset: u64,
+        /// The tensor it begins in.
+        other: String,
+        /// The other's offset in the data section.
+        other_offset: u64,
+        /// The other's size.
+        other_bytes: usize,
+    },
     /// A key that is needed is not there.
     #[error("{}: metadata key `{key}` is missing; expected {expected}", file.display())]
     MissingKey {

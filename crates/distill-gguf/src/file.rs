@@ -1,5 +1,7 @@
-//! A file, mapped.
+//! A file, mapped or in memory.
 
+use std::borrow::Cow;
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,7 +9,7 @@ use memmap2::Mmap;
 
 use crate::{Gguf, GgufError, Metadata, TensorInfo, TensorView, map};
 
-/// A memory-mapped GGUF file. Clones share the map, which lives as long as the last of them.
+/// A GGUF file, memory-mapped or given as bytes. Clones share them; they live as long as the last.
 #[derive(Clone, Debug)]
 pub struct GgufFile {
     shared: Arc<Shared>,
@@ -15,8 +17,26 @@ pub struct GgufFile {
 
 #[derive(Debug)]
 struct Shared {
-    map: Mmap,
+    content: Content,
     header: Gguf,
+}
+
+/// The bytes of a whole file.
+#[derive(Debug)]
+enum Content {
+    Mapped(Mmap),
+    Memory(Cow<'static, [u8]>),
+}
+
+impl Deref for Content {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Memory(bytes) => bytes,
+        }
+    }
 }
 
 impl GgufFile {
@@ -25,12 +45,28 @@ impl GgufFile {
     /// # Errors
     /// If the file cannot be opened, is no GGUF file, or is damaged.
     pub fn open(path: &Path) -> Result<Self, GgufError> {
-        let map = map::map(path)?;
-        let header = Gguf::parse(&map, path)?;
-        Ok(Self { shared: Arc::new(Shared { map, header }) })
+        Self::new(Content::Mapped(map::map(path)?), path)
     }
 
-    /// The path the file was opened by.
+    /// Takes a whole file from memory and checks its header: for what is embedded in a program
+    /// (`include_bytes!`), downloaded, or run where there are no files. `name` stands for the file
+    /// in errors. Borrowed bytes are not copied.
+    ///
+    /// # Errors
+    /// If the bytes are no GGUF file, or damaged.
+    pub fn from_bytes(
+        bytes: impl Into<Cow<'static, [u8]>>,
+        name: &Path,
+    ) -> Result<Self, GgufError> {
+        Self::new(Content::Memory(bytes.into()), name)
+    }
+
+    fn new(content: Content, path: &Path) -> Result<Self, GgufError> {
+        let header = Gguf::parse(&content, path)?;
+        Ok(Self { shared: Arc::new(Shared { content, header }) })
+    }
+
+    /// The path the file was opened by, or the name its bytes were given.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.metadata().file()
@@ -51,7 +87,7 @@ impl GgufFile {
     /// The tensor `name`, if there.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
-        self.shared.header.tensor(&self.shared.map, name)
+        self.shared.header.tensor(&self.shared.content, name)
     }
 
     /// The tensor `name`.
@@ -69,6 +105,6 @@ impl GgufFile {
     /// The whole file; [`TensorInfo::range`] counts in it.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        &self.shared.map
+        &self.shared.content
     }
 }

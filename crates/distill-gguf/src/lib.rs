@@ -1,7 +1,7 @@
 //! The GGUF container: reading it from hostile hands, writing it whole or not at all.
 //!
-//! - [`GgufFile`] maps a file and hands out its metadata and its tensors without copying;
-//!   [`Gguf::parse`] does the same for bytes in memory.
+//! - [`GgufFile`] maps a file, or takes one from memory, and hands out its metadata and its tensors
+//!   without copying; [`Gguf::parse`] does the same for bytes that live elsewhere.
 //! - [`GgufWriter`] streams tensors into a temporary file that takes its name when it is complete.
 //! - [`names`] is the one table between Hugging Face's tensor names and GGUF's, with the row
 //!   order in which each stores its rotary heads.

@@ -1,6 +1,7 @@
 //! Parsing a header, trusting nothing in it.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::Path;
 
 use crate::{
@@ -33,8 +34,8 @@ impl Gguf {
     pub fn parse(bytes: &[u8], file: &Path) -> Result<Self, GgufError> {
         let mut reader = Reader { bytes, at: 0, file };
         let version = reader.preamble()?;
-        let tensor_count = reader.count("the tensor count")?;
-        let key_count = reader.count("the metadata key count")?;
+        let tensor_count = reader.count(format_args!("the tensor count"))?;
+        let key_count = reader.count(format_args!("the metadata key count"))?;
 
         let metadata = reader.metadata(key_count)?;
         let alignment = alignment(&metadata)?;
@@ -45,7 +46,8 @@ impl Gguf {
         let tensors = records
             .into_iter()
             .map(|record| record.placed(data_start, alignment, bytes.len(), file))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
+        refuse_overlaps(&tensors, file)?;
         Ok(Self { version, metadata, tensors, index })
     }
 
@@ -88,6 +90,24 @@ fn alignment(metadata: &Metadata) -> Result<u64, GgufError> {
         other => {
             Err(GgufError::Alignment { file: metadata.file().to_owned(), found: other.describe() })
         }
+    }
+}
+
+/// Tensors that share bytes are refused: all of them together then have no more bytes than the
+/// file, and what is made of them has a bound too.
+fn refuse_overlaps(tensors: &[TensorInfo], file: &Path) -> Result<(), GgufError> {
+    let mut in_order: Vec<&TensorInfo> = tensors.iter().collect();
+    in_order.sort_unstable_by_key(|tensor| tensor.range.start);
+    match in_order.array_windows().find(|[first, next]| next.range.start < first.range.end) {
+        Some([first, next]) => Err(GgufError::Overlap {
+            file: file.to_owned(),
+            tensor: next.name.clone(),
+            offset: next.offset,
+            other: first.name.clone(),
+            other_offset: first.offset,
+            other_bytes: first.range.len(),
+        }),
+        None => Ok(()),
     }
 }
 
@@ -135,6 +155,10 @@ impl Record {
 }
 
 /// A position in the bytes of a file.
+///
+/// What is being read is described by [`fmt::Arguments`], which become text in an error only: a
+/// description holds the name of its key or tensor, and a file may have a name of a megabyte with a
+/// million values behind it.
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -144,11 +168,11 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// Magic and version; leaves the position behind them.
     fn preamble(&mut self) -> Result<u32, GgufError> {
-        let magic = self.array::<4>("the magic")?;
+        let magic = self.array::<4>(format_args!("the magic"))?;
         if &magic != b"GGUF" {
             return Err(GgufError::Magic { file: self.file.to_owned(), found: magic });
         }
-        let version = u32::from_le_bytes(self.array("the version")?);
+        let version = u32::from_le_bytes(self.array(format_args!("the version"))?);
         match version {
             2 | 3 => Ok(version),
             // A version below 2¹⁶ in the upper half of the number: the bytes are the other way
@@ -162,11 +186,11 @@ impl<'a> Reader<'a> {
     }
 
     fn metadata(&mut self, count: u64) -> Result<Metadata, GgufError> {
-        self.check_count(count, LEAST_KEY_BYTES, || "the metadata".to_owned())?;
+        self.check_count(count, LEAST_KEY_BYTES, format_args!("the metadata"))?;
         let mut metadata = Metadata::new(self.file);
         for i in 0..count {
             let start = self.at as u64;
-            let key = self.string(&format!("the name of metadata key {i}"))?;
+            let key = self.string(format_args!("the name of metadata key {i}"))?;
             let value_type = self.value_type(&key)?;
             let value = self.value(value_type, &key)?;
             if !metadata.insert(key.clone(), value) {
@@ -181,7 +205,7 @@ impl<'a> Reader<'a> {
         &mut self,
         count: u64,
     ) -> Result<(Vec<Record>, HashMap<String, usize>), GgufError> {
-        self.check_count(count, LEAST_TENSOR_BYTES, || "the tensor records".to_owned())?;
+        self.check_count(count, LEAST_TENSOR_BYTES, format_args!("the tensor records"))?;
         let mut records = Vec::with_capacity(count as usize);
         let mut index = HashMap::with_capacity(count as usize);
         for i in 0..count {
@@ -201,9 +225,9 @@ impl<'a> Reader<'a> {
 
     fn tensor_record(&mut self, i: u64) -> Result<Record, GgufError> {
         let start = self.at as u64;
-        let name = self.string(&format!("the name of tensor {i}"))?;
-        let what = |part| format!("the {part} of tensor `{name}`");
-        let count = u32::from_le_bytes(self.array(&what("dim count"))?);
+        let name = self.string(format_args!("the name of tensor {i}"))?;
+        let count =
+            u32::from_le_bytes(self.array(format_args!("the dim count of tensor `{name}`"))?);
         let bad_dims = |dims: &[u64], file: &Path| GgufError::Dims {
             file: file.to_owned(),
             tensor: name.clone(),
@@ -216,14 +240,15 @@ impl<'a> Reader<'a> {
         }
         let mut dims = Vec::with_capacity(count as usize);
         for _ in 0..count {
-            dims.push(u64::from_le_bytes(self.array(&what("dims"))?));
+            let dim = self.array(format_args!("the dims of tensor `{name}`"))?;
+            dims.push(u64::from_le_bytes(dim));
         }
         if dims.contains(&0) {
             return Err(bad_dims(&dims, self.file));
         }
         let type_at = self.at as u64;
-        let id = u32::from_le_bytes(self.array(&what("type"))?);
-        let offset = u64::from_le_bytes(self.array(&what("offset"))?);
+        let id = u32::from_le_bytes(self.array(format_args!("the type of tensor `{name}`"))?);
+        let offset = u64::from_le_bytes(self.array(format_args!("the offset of tensor `{name}`"))?);
         let Some(ty) = GgmlType::from_id(id) else {
             return Err(GgufError::UnknownTensorType {
                 file: self.file.to_owned(),
@@ -237,7 +262,7 @@ impl<'a> Reader<'a> {
 
     fn value_type(&mut self, key: &str) -> Result<ValueType, GgufError> {
         let offset = self.at as u64;
-        let found = u32::from_le_bytes(self.array(&format!("the type of key `{key}`"))?);
+        let found = u32::from_le_bytes(self.array(format_args!("the type of key `{key}`"))?);
         ValueType::from_id(found).ok_or_else(|| GgufError::UnknownValueType {
             file: self.file.to_owned(),
             key: key.to_owned(),
@@ -247,20 +272,20 @@ impl<'a> Reader<'a> {
     }
 
     fn value(&mut self, ty: ValueType, key: &str) -> Result<Value, GgufError> {
-        let what = format!("the value of key `{key}`");
+        let what = format_args!("the value of key `{key}`");
         Ok(match ty {
-            ValueType::U8 => Value::U8(u8::from_le_bytes(self.array(&what)?)),
-            ValueType::I8 => Value::I8(i8::from_le_bytes(self.array(&what)?)),
-            ValueType::U16 => Value::U16(u16::from_le_bytes(self.array(&what)?)),
-            ValueType::I16 => Value::I16(i16::from_le_bytes(self.array(&what)?)),
-            ValueType::U32 => Value::U32(u32::from_le_bytes(self.array(&what)?)),
-            ValueType::I32 => Value::I32(i32::from_le_bytes(self.array(&what)?)),
-            ValueType::F32 => Value::F32(f32::from_le_bytes(self.array(&what)?)),
-            ValueType::U64 => Value::U64(u64::from_le_bytes(self.array(&what)?)),
-            ValueType::I64 => Value::I64(i64::from_le_bytes(self.array(&what)?)),
-            ValueType::F64 => Value::F64(f64::from_le_bytes(self.array(&what)?)),
+            ValueType::U8 => Value::U8(u8::from_le_bytes(self.array(what)?)),
+            ValueType::I8 => Value::I8(i8::from_le_bytes(self.array(what)?)),
+            ValueType::U16 => Value::U16(u16::from_le_bytes(self.array(what)?)),
+            ValueType::I16 => Value::I16(i16::from_le_bytes(self.array(what)?)),
+            ValueType::U32 => Value::U32(u32::from_le_bytes(self.array(what)?)),
+            ValueType::I32 => Value::I32(i32::from_le_bytes(self.array(what)?)),
+            ValueType::F32 => Value::F32(f32::from_le_bytes(self.array(what)?)),
+            ValueType::U64 => Value::U64(u64::from_le_bytes(self.array(what)?)),
+            ValueType::I64 => Value::I64(i64::from_le_bytes(self.array(what)?)),
+            ValueType::F64 => Value::F64(f64::from_le_bytes(self.array(what)?)),
             ValueType::Bool => Value::Bool(self.bool(key)?),
-            ValueType::String => Value::String(self.string(&what)?),
+            ValueType::String => Value::String(self.string(what)?),
             ValueType::Array => Value::Array(self.value_array(key, 1)?),
         })
     }
@@ -275,22 +300,22 @@ impl<'a> Reader<'a> {
             });
         }
         let ty = self.value_type(key)?;
-        let what = format!("the array of key `{key}`");
-        let count = self.count(&what)?;
-        let len = self.check_count(count, ty.least_bytes(), || what.clone())?;
+        let what = format_args!("the array of key `{key}`");
+        let count = self.count(what)?;
+        let len = self.check_count(count, ty.least_bytes(), what)?;
         Ok(match ty {
-            ValueType::U8 => Array::U8(self.numbers(len, &what, u8::from_le_bytes)?),
-            ValueType::I8 => Array::I8(self.numbers(len, &what, i8::from_le_bytes)?),
-            ValueType::U16 => Array::U16(self.numbers(len, &what, u16::from_le_bytes)?),
-            ValueType::I16 => Array::I16(self.numbers(len, &what, i16::from_le_bytes)?),
-            ValueType::U32 => Array::U32(self.numbers(len, &what, u32::from_le_bytes)?),
-            ValueType::I32 => Array::I32(self.numbers(len, &what, i32::from_le_bytes)?),
-            ValueType::F32 => Array::F32(self.numbers(len, &what, f32::from_le_bytes)?),
-            ValueType::U64 => Array::U64(self.numbers(len, &what, u64::from_le_bytes)?),
-            ValueType::I64 => Array::I64(self.numbers(len, &what, i64::from_le_bytes)?),
-            ValueType::F64 => Array::F64(self.numbers(len, &what, f64::from_le_bytes)?),
+            ValueType::U8 => Array::U8(self.numbers(len, what, u8::from_le_bytes)?),
+            ValueType::I8 => Array::I8(self.numbers(len, what, i8::from_le_bytes)?),
+            ValueType::U16 => Array::U16(self.numbers(len, what, u16::from_le_bytes)?),
+            ValueType::I16 => Array::I16(self.numbers(len, what, i16::from_le_bytes)?),
+            ValueType::U32 => Array::U32(self.numbers(len, what, u32::from_le_bytes)?),
+            ValueType::I32 => Array::I32(self.numbers(len, what, i32::from_le_bytes)?),
+            ValueType::F32 => Array::F32(self.numbers(len, what, f32::from_le_bytes)?),
+            ValueType::U64 => Array::U64(self.numbers(len, what, u64::from_le_bytes)?),
+            ValueType::I64 => Array::I64(self.numbers(len, what, i64::from_le_bytes)?),
+            ValueType::F64 => Array::F64(self.numbers(len, what, f64::from_le_bytes)?),
             ValueType::Bool => Array::Bool(self.many(len, |reader| reader.bool(key))?),
-            ValueType::String => Array::String(self.many(len, |reader| reader.string(&what))?),
+            ValueType::String => Array::String(self.many(len, |reader| reader.string(what))?),
             ValueType::Array => {
                 Array::Array(self.many(len, |reader| reader.value_array(key, depth + 1))?)
             }
@@ -314,7 +339,7 @@ impl<'a> Reader<'a> {
     fn numbers<T, const N: usize>(
         &mut self,
         len: usize,
-        what: &str,
+        what: fmt::Arguments<'_>,
         convert: fn([u8; N]) -> T,
     ) -> Result<Vec<T>, GgufError> {
         let bytes = self.take(len as u64 * N as u64, what)?;
@@ -323,7 +348,7 @@ impl<'a> Reader<'a> {
 
     fn bool(&mut self, key: &str) -> Result<bool, GgufError> {
         let offset = self.at as u64;
-        match self.array(&format!("the boolean of key `{key}`"))? {
+        match self.array(format_args!("the boolean of key `{key}`"))? {
             [0] => Ok(false),
             [1] => Ok(true),
             [found] => Err(GgufError::BadBool {
@@ -335,18 +360,18 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn string(&mut self, what: &str) -> Result<String, GgufError> {
+    fn string(&mut self, what: fmt::Arguments<'_>) -> Result<String, GgufError> {
         let len = self.count(what)?;
         let offset = self.at as u64;
         let bytes = self.take(len, what)?;
         std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| GgufError::Utf8 {
             file: self.file.to_owned(),
-            what: what.to_owned(),
+            what: what.to_string(),
             offset,
         })
     }
 
-    fn count(&mut self, what: &str) -> Result<u64, GgufError> {
+    fn count(&mut self, what: fmt::Arguments<'_>) -> Result<u64, GgufError> {
         Ok(u64::from_le_bytes(self.array(what)?))
     }
 
@@ -355,17 +380,17 @@ impl<'a> Reader<'a> {
         &self,
         count: u64,
         least: usize,
-        what: impl FnOnce() -> String,
+        what: fmt::Arguments<'_>,
     ) -> Result<usize, GgufError> {
         let needed = count.saturating_mul(least as u64);
         if needed <= (self.bytes.len() - self.at) as u64 {
             Ok(count as usize)
         } else {
-            Err(self.truncated(&what(), needed))
+            Err(self.truncated(what, needed))
         }
     }
 
-    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], GgufError> {
+    fn array<const N: usize>(&mut self, what: fmt::Arguments<'_>) -> Result<[u8; N], GgufError> {
         match self.bytes[self.at..].first_chunk::<N>() {
             Some(bytes) => {
                 self.at += N;
@@ -375,7 +400,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn take(&mut self, len: u64, what: &str) -> Result<&'a [u8], GgufError> {
+    fn take(&mut self, len: u64, what: fmt::Arguments<'_>) -> Result<&'a [u8], GgufError> {
         let rest = &self.bytes[self.at..];
         match usize::try_from(len).ok().and_then(|len| rest.get(..len)) {
             Some(bytes) => {
@@ -386,10 +411,10 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn truncated(&self, what: &str, needed: u64) -> GgufError {
+    fn truncated(&self, what: fmt::Arguments<'_>, needed: u64) -> GgufError {
         GgufError::Truncated {
             file: self.file.to_owned(),
-            what: what.to_owned(),
+            what: what.to_string(),
             offset: self.at as u64,
             needed,
             available: (self.bytes.len() - self.at) as u64,

@@ -182,6 +182,54 @@ fn absurd_counts_are_refused_before_anything_is_allocated() {
 }
 
 #[test]
+fn tensors_that_share_bytes_are_refused() {
+    let apart = |first: u64, second: u64| {
+        Bytes::header(3, 2, 0)
+            .tensor("x", &[12], 0, first)
+            .tensor("y", &[8], 0, second)
+            .data(32, 128)
+    };
+    for (first, second) in [(0, 64), (32, 0), (64, 0)] {
+        assert!(parse(&apart(first, second).0).is_ok());
+    }
+    assert_eq!(
+        apart(0, 32).error(),
+        "m.gguf: tensor `y` begins at data offset 32, inside tensor `x`, which has 48 bytes at \
+         data offset 0; expected tensors that do not overlap"
+    );
+    for (first, second) in [(0, 0), (32, 64), (64, 64)] {
+        let error = apart(first, second).error();
+        assert!(error.contains("expected tensors that do not overlap"), "{error}");
+    }
+}
+
+#[test]
+fn a_long_key_is_not_copied_for_every_value_behind_it() {
+    // Each value once had a description of its own, key included: this took hours.
+    let (key, values) = ("k".repeat(4 << 20), 1 << 16);
+    let array =
+        |element: u32| Bytes::header(3, 0, 1).string(&key).u32(9).u32(element).u64(values as u64);
+    let flags = array(7).raw(&vec![1; values]);
+    assert_eq!(parse(&flags.0).unwrap().metadata().len(), 1);
+    let nested = array(9).raw(&vec![0; 12 * values]);
+    assert_eq!(parse(&nested.0).unwrap().metadata().len(), 1);
+}
+
+#[test]
+fn a_file_in_memory_is_read_as_one_on_the_disk() {
+    let bytes: &'static [u8] = valid().leak();
+    let borrowed = GgufFile::from_bytes(bytes, Path::new("m.gguf")).unwrap();
+    assert_eq!(borrowed.bytes().as_ptr(), bytes.as_ptr(), "not copied");
+    let owned = GgufFile::from_bytes(bytes.to_vec(), Path::new("m.gguf")).unwrap();
+    for file in [borrowed, owned] {
+        assert_eq!(file.path(), Path::new("m.gguf"));
+        assert_eq!(file.require("w").unwrap().dequantize().unwrap(), vec![0.0; 64]);
+    }
+    let error = GgufFile::from_bytes(&bytes[..40], Path::new("m.gguf")).unwrap_err().to_string();
+    assert!(error.starts_with("m.gguf: the file ends early"), "{error}");
+}
+
+#[test]
 fn each_defect_is_named_with_its_place() {
     let one_key = |key: &str, ty: u32| Bytes::header(3, 0, 1).string(key).u32(ty);
     let cases = [

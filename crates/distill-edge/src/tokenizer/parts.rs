@@ -96,7 +96,8 @@ impl Parts<'_> {
             }
         };
         let specials = (0..).zip(self.tokens).zip(&kinds);
-        let specials = Specials::new(specials.map(|((id, text), &kind)| (id, text.as_str(), kind)));
+        let specials =
+            Specials::new(specials.map(|((id, text), &kind)| (id, text.as_str(), kind)))?;
         let end_of_generation = self.end_of_generation(&kinds);
         // SentencePiece vocabularies have an unknown token whether the file names it or not.
         let unknown = (0..).zip(&kinds).find(|(_, kind)| **kind == TokenKind::Unknown);

@@ -62,9 +62,10 @@ fn before(text: &str, at: usize) -> Option<char> {
     text[..at].chars().next_back()
 }
 
-/// No token is longer, in bytes; SentencePiece's own limit is 16 characters, and Gemma's longest
-/// has 93 bytes. It bounds the work for a vocabulary that lies.
-const LONGEST: usize = 1024;
+/// No token is longer, in bytes, of those that are made by score and of special ones; the limit of
+/// SentencePiece itself is 16 characters, and Gemma's longest has 93 bytes. It bounds the work for
+/// a vocabulary that lies.
+pub(super) const LONGEST: usize = 1024;
 
 /// The merge list of a vocabulary with scores: every way to make a normal token of two others.
 ///

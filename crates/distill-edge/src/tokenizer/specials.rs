@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use super::PartsError;
+use super::sentence_piece::LONGEST;
 use super::vocabulary::TokenKind;
 
 /// The texts of special tokens in ascending order: those that begin alike stand together, so a
@@ -31,9 +33,19 @@ pub(super) enum Segment<'t> {
 
 impl Specials {
     /// Of tokens with the same text the first is found; empty texts are left out.
-    pub(super) fn new<'a>(tokens: impl Iterator<Item = (u32, &'a str, TokenKind)>) -> Self {
+    ///
+    /// # Errors
+    /// If a special token has over 1024 bytes. At every place of a text, as many bytes are compared
+    /// as the longest has: the bound keeps cutting linear for a vocabulary that lies.
+    pub(super) fn new<'a>(
+        tokens: impl Iterator<Item = (u32, &'a str, TokenKind)> + Clone,
+    ) -> Result<Self, PartsError> {
         let is_special =
             |kind| matches!(kind, TokenKind::Unknown | TokenKind::Control | TokenKind::UserDefined);
+        let too_long = |&(_, text, kind): &(_, &str, _)| is_special(kind) && text.len() > LONGEST;
+        if let Some((id, text, _)) = tokens.clone().find(too_long) {
+            return Err(PartsError::Length { index: id as usize, bytes: text.len() });
+        }
         let mut sorted: Vec<Special> = tokens
             .filter(|&(_, text, kind)| is_special(kind) && !text.is_empty())
             .map(|(id, text, kind)| Special {
@@ -50,7 +62,7 @@ impl Specials {
                 from..sorted.partition_point(|special| special.text[0] <= byte)
             })
             .collect();
-        Self { sorted, starts }
+        Ok(Self { sorted, starts })
     }
 
     /// Cuts `text` at the special tokens in it: the leftmost, of several the longest. With `plain`
@@ -128,13 +140,22 @@ mod tests {
             (5, "<a>", Control),
             (6, "", Control),
         ];
-        let specials = Specials::new(tokens.into_iter());
+        let specials = Specials::new(tokens.into_iter()).unwrap();
         let found = segments(&specials, "a<a><b>é<a<a>", false);
         assert_eq!(found, [Text("a"), Token(1), Token(4), Token(3), Text("a"), Token(0)]);
         // In plain text a control token is spelt out, but user-defined ones are text.
         let plain = segments(&specials, "é<a><a><b>", true);
         assert_eq!(plain, [Text("é"), Token(3), Text("a>"), Token(1)]);
         assert_eq!(segments(&specials, "", false), []);
+    }
+
+    #[test]
+    fn a_special_token_longer_than_any_is_refused() {
+        let long = "<".repeat(1025);
+        let new = |kind| Specials::new([(0, "a", kind), (1, &long[..], kind)].into_iter());
+        let error = new(TokenKind::Control).unwrap_err();
+        assert_eq!(error, PartsError::Length { index: 1, bytes: 1025 });
+        assert!(new(TokenKind::Normal).is_ok());
     }
 
     proptest::proptest! {
@@ -146,7 +167,8 @@ mod tests {
             let tokens = texts.iter().enumerate();
             let specials = Specials::new(
                 tokens.map(|(id, text)| (id as u32, text.as_str(), TokenKind::Control)),
-            );
+            )
+            .unwrap();
             for at in 0..text.len() {
                 let rest = &text[at..];
                 let longest = texts.iter().filter(|s| rest.starts_with(*s)).max_by_key(|s| s.len());

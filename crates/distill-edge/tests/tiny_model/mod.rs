@@ -217,6 +217,14 @@ impl Draft {
         writer.finish().unwrap();
     }
 
+    /// The file.
+    pub fn bytes(&self) -> Vec<u8> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tiny.gguf");
+        self.write_to(&path);
+        std::fs::read(&path).unwrap()
+    }
+
     pub fn finish(self) -> TinyModel {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tiny.gguf");

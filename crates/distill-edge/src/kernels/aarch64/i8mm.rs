@@ -1,5 +1,5 @@
-//! `smmla`: products of quantised rows with several tokens, eight products a lane and
-//! instruction. A single token's are those of `sdot`, and the rest is NEON's.
+//! `smmla`: products of quantised rows with pairs of tokens, eight products a lane and
+//! instruction. Those with few tokens are `sdot`'s, and the rest is NEON's.
 //!
 //! The instruction multiplies two rows by two tokens over eight columns:
 //!
@@ -12,12 +12,13 @@
 #![allow(unsafe_code)]
 
 use std::arch::aarch64::{
-    int8x16_t, int32x4_t, vcombine_s8, vdupq_n_s8, vdupq_n_s32, vld1_s8, vreinterpretq_s8_s32,
-    vreinterpretq_s32_s8, vuzp1q_s32, vuzp2q_s32, vzip1q_s32, vzip2q_s32,
+    int8x8_t, int8x16_t, int32x4_t, vcombine_s8, vdupq_n_s8, vdupq_n_s32, vld1_s8,
+    vreinterpretq_s8_s32, vreinterpretq_s32_s8, vuzp1q_s32, vuzp2q_s32, vzip1q_s32, vzip2q_s32,
 };
 use std::arch::{asm, is_aarch64_feature_detected};
 use std::hint::black_box;
 
+use super::super::codes::Token;
 use super::super::{BLOCK, Kernels};
 use super::product::products;
 use super::{dotprod, neon};
@@ -38,8 +39,7 @@ static KERNELS: Kernels = Kernels {
     ..neon::KERNELS
 };
 
-// Eight tokens: interleaving pays only over many.
-products!("neon,dotprod,i8mm", 8, sums);
+products!("neon,dotprod,i8mm", [8, 4, 1], sums);
 
 /// Adds the 2 × 2 products of two rows of eight bytes by two others.
 /// (`vmmlaq_s32`, which is not stable.)
@@ -60,30 +60,31 @@ fn multiply(sums: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32x4_t {
     out
 }
 
-/// Four rows' sums of each token; tokens are one or a number of pairs.
+/// Tokens from which on interleaving pays.
+const PAYS: usize = 8;
+
+/// Four rows' sums of each token.
 #[target_feature(enable = "neon,dotprod,i8mm")]
 #[inline]
 fn sums<const RUN: usize, const RUNS: usize, const T: usize>(
     codes: &[[int8x16_t; RUN]; RUNS],
-    a: &[&[i8; BLOCK]; T],
+    x: &[Token<'_>; T],
+    b: usize,
     start: [i32; T],
 ) -> [int32x4_t; T] {
-    if T == 1 {
-        return dotprod::sums(codes, a, start);
+    if T < PAYS {
+        return dotprod::sums(codes, x, b, start);
     }
-    const { assert!(T == 1 || T.is_multiple_of(2)) };
-    let mut sums = start.map(|start| vdupq_n_s32(start));
-    for pair in sums.as_chunks_mut::<2>().0 {
-        *pair = [vzip1q_s32(pair[0], pair[1]); 2];
+    let mut sums = [vdupq_n_s32(0); T];
+    for (sums, start) in sums.as_chunks_mut::<2>().0.iter_mut().zip(start.as_chunks::<2>().0) {
+        *sums = [vzip1q_s32(vdupq_n_s32(start[0]), vdupq_n_s32(start[1])); 2];
     }
     for (step, pair) in codes.as_flattened().as_chunks::<2>().0.iter().enumerate() {
-        let [first, second] = pair.map(|codes| vreinterpretq_s32_s8(codes));
+        let (first, second) = (vreinterpretq_s32_s8(pair[0]), vreinterpretq_s32_s8(pair[1]));
         let upper = vreinterpretq_s8_s32(vzip1q_s32(first, second));
         let lower = vreinterpretq_s8_s32(vzip2q_s32(first, second));
-        for (sums, a) in sums.as_chunks_mut::<2>().0.iter_mut().zip(a.as_chunks::<2>().0) {
-            let eight = a.map(|a| &a.as_chunks::<8>().0[step]);
-            // SAFETY: 8 bytes each are readable; the loads need no alignment.
-            let a = unsafe { vcombine_s8(vld1_s8(eight[0].as_ptr()), vld1_s8(eight[1].as_ptr())) };
+        for (sums, x) in sums.as_chunks_mut::<2>().0.iter_mut().zip(x.as_chunks::<2>().0) {
+            let a = vcombine_s8(eight(&x[0].codes[b], step), eight(&x[1].codes[b], step));
             *sums = [multiply(sums[0], upper, a), multiply(sums[1], lower, a)];
         }
     }
@@ -91,6 +92,14 @@ fn sums<const RUN: usize, const RUNS: usize, const T: usize>(
         *pair = [vuzp1q_s32(pair[0], pair[1]), vuzp2q_s32(pair[0], pair[1])];
     }
     sums
+}
+
+/// Activations 8 i … 8 i + 7.
+#[target_feature(enable = "neon")]
+#[inline]
+fn eight(codes: &[i8; BLOCK], i: usize) -> int8x8_t {
+    // SAFETY: 8 bytes are readable; the load needs no alignment.
+    unsafe { vld1_s8(codes.as_chunks::<8>().0[i].as_ptr()) }
 }
 
 /// Sixteen independent sums of 32 products each.

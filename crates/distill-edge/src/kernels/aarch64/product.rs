@@ -9,8 +9,9 @@
 //!     acc[t] += cvt(sum[t]) · (weight scales · activation scale)
 //! ```
 //! Instruction sets differ in how they sum, grids in how codes become registers and in what the
-//! sums start with. Quarters follow each other so that their sums can share registers: with four
-//! tokens, 16 accumulators, 8 of activations and 4 sums leave 4 of the 32.
+//! sums start with. Quarters follow each other, so that few sums are under way at a time and the
+//! activations stay in registers for all of a record; the accumulators then wait in the nearest
+//! cache, where each is wanted once a record.
 
 #![allow(unsafe_code)]
 
@@ -102,17 +103,22 @@ pub fn store(value: float32x4_t, to: &mut [f32; 4]) {
     unsafe { vst1q_f32(to.as_mut_ptr(), value) }
 }
 
-/// `product_q4_0` and `product_q8_0` for an instruction set, with tiles of so many tokens.
+/// `product_q4_0` and `product_q8_0` for an instruction set: `products!(features, [tokens of a tile,
+/// widest first, down to 1], sums)`.
 ///
-/// `$sums(codes: &[[int8x16_t; _]; _], a: &[&[i8; BLOCK]; T], start: [i32; T]) -> [int32x4_t; T]`
-/// gives `start[t] + Σ_c codes[r, c] · a[t][c]`, row r in lane r. A macro, because all of it has to
-/// be compiled for the instruction set of the sums.
+/// `$sums(codes: &[[int8x16_t; _]; _], x: &[Token; T], b, start: [i32; T]) -> [int32x4_t; T]` gives
+/// `start[t] + Σ_c codes[r, c] · a[t][c]` with block b of the activations, row r in lane r. A macro,
+/// because all of it has to be compiled for the instruction set of the sums; and without closures
+/// in its loops, since the standard library's functions that call them are not.
 macro_rules! products {
-    ($features:literal, $tokens:expr, $sums:ident) => {
-        products!($features, $tokens, $sums, q4_0, product_q4_0, tile_q4_0);
-        products!($features, $tokens, $sums, q8_0, product_q8_0, tile_q8_0);
+    ($features:literal, $tiles:tt, $sums:ident) => {
+        products!($features, $tiles, $sums, q4_0, product_q4_0, tile_q4_0);
+        products!($features, $tiles, $sums, q8_0, product_q8_0, tile_q8_0);
     };
-    ($features:literal, $tokens:expr, $sums:ident, $grid:ident, $product:ident, $tile:ident) => {
+    (
+        $features:literal, [$($tokens:literal),*], $sums:ident,
+        $grid:ident, $product:ident, $tile:ident
+    ) => {
         #[target_feature(enable = $features)]
         pub fn $product(
             w: &[u8],
@@ -125,23 +131,19 @@ macro_rules! products {
             use $crate::kernels::aarch64::product::$grid::RECORD;
             use $crate::kernels::{BLOCK, codes::Token};
 
-            const TILE: usize = $tokens;
             let blocks = columns / BLOCK;
             let groups = w.as_chunks::<RECORD>().0.chunks_exact(blocks);
             let tokens = x.codes.len() / columns;
-            let whole = tokens / TILE * TILE;
             for (g, group) in groups.enumerate() {
-                for t in (0..whole).step_by(TILE) {
-                    let tile: [_; TILE] = std::array::from_fn(|i| Token::new(&x, t + i, blocks));
-                    for (i, rows) in $tile(group, &tile).into_iter().enumerate() {
+                let mut t = 0;
+                $(while t + $tokens <= tokens {
+                    let x: [_; $tokens] = std::array::from_fn(|i| Token::new(&x, t + i, blocks));
+                    for (i, rows) in $tile(group, &x).into_iter().enumerate() {
                         let y = &mut y[(t + i) * stride + g * ROWS..][..ROWS];
                         y.copy_from_slice(rows.as_flattened());
                     }
-                }
-                for t in whole..tokens {
-                    let [rows] = $tile(group, &[Token::new(&x, t, blocks)]);
-                    y[t * stride + g * ROWS..][..ROWS].copy_from_slice(rows.as_flattened());
-                }
+                    t += $tokens;
+                })*
             }
         }
 
@@ -157,10 +159,12 @@ macro_rules! products {
             let x = &x.map(|x| x.first(group.len()));
             let mut acc = [[vdupq_n_f32(0.0); 4]; T];
             for (b, record) in group.iter().enumerate() {
-                let a: [_; T] = std::array::from_fn(|t| &x[t].codes[b]);
-                let start: [_; T] = std::array::from_fn(|t| $grid::start(&x[t], b));
+                let mut start = [0; T];
+                for t in 0..T {
+                    start[t] = $grid::start(&x[t], b);
+                }
                 for quarter in 0..4 {
-                    let sums = $sums(&$grid::codes(record, quarter), &a, start);
+                    let sums = $sums(&$grid::codes(record, quarter), x, b, start);
                     let scales = scales(record, quarter);
                     for t in 0..T {
                         let scale = vmulq_n_f32(scales, x[t].scales[b]);

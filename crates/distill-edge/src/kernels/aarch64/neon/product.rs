@@ -14,17 +14,19 @@ use std::arch::aarch64::{
 use std::hint::black_box;
 
 use super::super::super::BLOCK;
+use super::super::super::codes::Token;
 use super::super::product::products;
 
-// Two tokens: broadcast activations and 16-bit sums take registers too.
-products!("neon", 2, sums);
+// Not four tokens: broadcast activations and 16-bit sums take registers too.
+products!("neon", [2, 1], sums);
 
 /// Four rows' sums of each token.
 #[target_feature(enable = "neon")]
 #[inline]
 fn sums<const RUN: usize, const RUNS: usize, const T: usize>(
     codes: &[[int8x16_t; RUN]; RUNS],
-    a: &[&[i8; BLOCK]; T],
+    x: &[Token<'_>; T],
+    b: usize,
     start: [i32; T],
 ) -> [int32x4_t; T] {
     let mut sums = [[vdupq_n_s32(0); 2]; T];
@@ -32,12 +34,16 @@ fn sums<const RUN: usize, const RUNS: usize, const T: usize>(
         for t in 0..T {
             let mut products = [vdupq_n_s16(0); 2];
             for (k, codes) in run.iter().enumerate() {
-                products = multiply(products, *codes, broadcast(a[t], RUN * r + k));
+                products = multiply(products, *codes, broadcast(&x[t].codes[b], RUN * r + k));
             }
             sums[t] = widen(sums[t], products);
         }
     }
-    std::array::from_fn(|t| vaddq_s32(vpaddq_s32(sums[t][0], sums[t][1]), vdupq_n_s32(start[t])))
+    let mut rows = [vdupq_n_s32(0); T];
+    for t in 0..T {
+        rows[t] = vaddq_s32(vpaddq_s32(sums[t][0], sums[t][1]), vdupq_n_s32(start[t]));
+    }
+    rows
 }
 
 /// Activations 4 k … 4 k + 3, four times.

@@ -64,6 +64,10 @@ impl Exported {
     }
 
     fn parity(&self, gguf: &Path) -> Parity {
+        self.parity_with(gguf, None)
+    }
+
+    fn parity_with(&self, gguf: &Path, packed: Option<&Path>) -> Parity {
         let vocab = self.model.config.vocab_size as u32;
         let texts = texts(vocab);
         let prompts = vec![texts[0][..8].to_vec(), texts[1][..8].to_vec()];
@@ -72,7 +76,7 @@ impl Exported {
             grids: self.grids,
             device: &Device::flex(),
             gguf,
-            packed: None,
+            packed,
             texts: &texts,
             prompts: &prompts,
             max_new_tokens: 24,
@@ -119,6 +123,24 @@ fn what_was_exported_passes() {
         assert!(parity.passed, "{parity:#?}");
         assert_eq!(parity.exact.positions, 256);
     }
+}
+
+#[test]
+fn the_packed_file_must_give_the_logits_of_the_gguf_bit_for_bit() {
+    let exported = export(true);
+    let edge = exported.directory.path().join("model.edge");
+    distill_export::export_edge(&exported.file(), &edge).expect("packs");
+    let parity = exported.parity_with(&exported.file(), Some(&edge));
+    assert!(parity.passed && parity.packed_is_equal == Some(true));
+
+    let mut bytes = std::fs::read(&edge).expect("the file");
+    let file = GgufFile::open(&edge).expect("opens");
+    // The lowest bit of one code, behind the sixteen scales of the first record.
+    bytes[span(&file, "blk.1.ffn_up.weight").start + 32] ^= 1;
+    std::fs::write(&edge, bytes).expect("write");
+    let parity = exported.parity_with(&exported.file(), Some(&edge));
+    assert!(!parity.passed && parity.packed_is_equal == Some(false));
+    assert!(parity.exact.passed && parity.shipped.passed);
 }
 
 #[test]

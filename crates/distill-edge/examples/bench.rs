@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ..BenchOptions::default()
     };
     let report = bench(&model, &options)?;
-    let bandwidth = limits::bandwidth_gbps(report.threads, model.weight_bytes());
+    let bandwidth = limits::bandwidth_gbps(report.threads, &model);
     let int8 = limits::int8_gops(report.threads, &model);
     println!(
         "{} kernels, {} threads; limits: {bandwidth:.1} GB/s, {int8:.0} GOP/s",

@@ -1,50 +1,46 @@
-//! One allocation for all packed weights.
-#![allow(unsafe_code)]
+//! Large zeroed allocations, in large pages where the system has them.
+//!
+//! Decoding walks through all weights and the whole cache for every token; with pages of 4 KiB each
+//! of them would cost a look-up, which costs as much as reading it. Pages that are not touched take
+//! no memory.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ops::Range;
 
-/// Bytes that begin on a page of 2 MiB, so that the system can map them in large pages.
-#[derive(Debug)]
-pub(crate) struct Arena {
-    first: *mut u8,
-    layout: Layout,
-}
+use memmap2::MmapMut;
 
 /// Size of a large page.
 const PAGE: usize = 2 << 20;
+
+/// Bytes that begin on a large page.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    map: MmapMut,
+    range: Range<usize>,
+}
 
 /// The allocation was refused.
 #[derive(Debug)]
 pub(crate) struct Refused;
 
-// SAFETY: the arena owns its bytes, and hands them out by the rules of references.
-unsafe impl Send for Arena {}
-// SAFETY: as above.
-unsafe impl Sync for Arena {}
-
 impl Arena {
     /// Zeroed bytes.
     pub fn new(bytes: usize) -> Result<Self, Refused> {
-        let layout = Layout::from_size_align(bytes.max(1), PAGE).map_err(|_| Refused)?;
-        // SAFETY: the size is not zero.
-        let first = unsafe { alloc_zeroed(layout) };
-        if first.is_null() { Err(Refused) } else { Ok(Self { first, layout }) }
+        let room = bytes.checked_add(PAGE).filter(|&n| n <= isize::MAX as usize).ok_or(Refused)?;
+        let map = MmapMut::map_anon(room).map_err(|_| Refused)?;
+        let start = map.as_ptr().addr().next_multiple_of(PAGE) - map.as_ptr().addr();
+        #[cfg(target_os = "linux")]
+        {
+            // A system without large pages refuses, and all goes on with small ones.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        Ok(Self { map, range: start..start + bytes })
     }
 
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the allocation holds this many initialised bytes.
-        unsafe { std::slice::from_raw_parts(self.first, self.layout.size()) }
+        &self.map[self.range.clone()]
     }
 
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and the arena is borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.first, self.layout.size()) }
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout and not freed before.
-        unsafe { dealloc(self.first, self.layout) };
+        &mut self.map[self.range.clone()]
     }
 }

@@ -1,16 +1,19 @@
 //! The key-value cache.
 //!
 //! ```text
-//! keys    [layers, kv_heads, context / 16, head_dim, 16 positions]
-//! values  [layers, kv_heads, context, head_dim]
+//! [context / 256, layers, kv_heads] chunks, each:
+//!   keys    [16 blocks, head_dim, 16 positions]
+//!   values  [256 positions, head_dim]
 //! ```
 //! Sixteen positions of a key element lie side by side, so that scores are computed with one
-//! position a lane and no sum across lanes.
+//! position a lane and no sum across lanes. A chunk is what attention takes at a time, and memory
+//! grows chunk by chunk as positions are written.
 
 use std::io::{self, Read, Write};
 use std::ops::Range;
 
 use crate::EdgeError;
+use crate::arena::Refused;
 use crate::config::Config;
 use crate::kernels::{CHUNK, Cached, Kernels, POSITIONS, Queries};
 use crate::shared::Shared;
@@ -34,31 +37,22 @@ impl KvType {
     }
 }
 
-/// Keys and values in one type.
 #[derive(Debug)]
-struct Store<T> {
-    keys: Shared<T>,
-    values: Shared<T>,
-}
-
-#[derive(Debug)]
-enum Stores {
-    F32(Store<f32>),
-    F16(Store<u16>),
+enum Store {
+    F32(Shared<f32>),
+    F16(Shared<u16>),
 }
 
 /// The cache of a session.
 #[derive(Debug)]
 pub(crate) struct Cache {
-    stores: Stores,
+    store: Store,
     layers: usize,
     kv_heads: usize,
     head_dim: usize,
-    /// Positions of a head, a multiple of [`POSITIONS`].
-    capacity: usize,
 }
 
-/// Which of the two stores.
+/// Which half of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     Key,
@@ -66,58 +60,70 @@ pub(crate) enum Part {
 }
 
 impl Cache {
-    /// A cache for `context` positions; untouched memory stays unmapped until they are written.
+    /// A cache for `context` positions.
     ///
     /// # Errors
     /// If the memory cannot be reserved.
     pub fn new(config: &Config, context: usize, kv: KvType) -> Result<Self, EdgeError> {
-        let too_large = |bytes| EdgeError::Memory { context, bytes };
-        let capacity = context.checked_next_multiple_of(POSITIONS).ok_or(too_large(usize::MAX))?;
-        let elements = [config.layers, config.kv_heads, capacity, config.head_dim]
-            .into_iter()
-            .try_fold(1_usize, |product, n| product.checked_mul(n))
-            .filter(|&n| n.checked_mul(kv.bytes()).is_some_and(|n| n <= isize::MAX as usize))
-            .ok_or(too_large(usize::MAX))?;
-        // Reserving first turns "out of memory" into an error; the zeroed allocation that
-        // follows, unlike filling the reserved one, leaves its pages untouched.
-        let bytes = elements * kv.bytes();
-        Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| too_large(bytes))?;
-        let stores = match kv {
-            KvType::F32 => Stores::F32(Store {
-                keys: Shared::new(vec![0.0; elements]),
-                values: Shared::new(vec![0.0; elements]),
-            }),
-            KvType::F16 => Stores::F16(Store {
-                keys: Shared::new(vec![0; elements]),
-                values: Shared::new(vec![0; elements]),
-            }),
-        };
         let Config { layers, kv_heads, head_dim, .. } = *config;
-        Ok(Self { stores, layers, kv_heads, head_dim, capacity })
+        let elements = [context.div_ceil(CHUNK), layers, kv_heads, 2 * CHUNK, head_dim]
+            .into_iter()
+            .try_fold(1_usize, |product, n| product.checked_mul(n));
+        let refused = |_| EdgeError::Memory {
+            context,
+            bytes: elements.and_then(|n| n.checked_mul(kv.bytes())).unwrap_or(usize::MAX),
+        };
+        let elements = elements.ok_or(Refused).map_err(refused)?;
+        let store = match kv {
+            KvType::F32 => Store::F32(Shared::zeroed(elements).map_err(refused)?),
+            KvType::F16 => Store::F16(Shared::zeroed(elements).map_err(refused)?),
+        };
+        Ok(Self { store, layers, kv_heads, head_dim })
     }
 
     /// How elements are stored.
     pub fn kv(&self) -> KvType {
-        match self.stores {
-            Stores::F32(_) => KvType::F32,
-            Stores::F16(_) => KvType::F16,
+        match self.store {
+            Store::F32(_) => KvType::F32,
+            Store::F16(_) => KvType::F16,
         }
+    }
+
+    /// Where the keys and the values of a chunk begin.
+    fn chunk(&self, layer: usize, head: usize, chunk: usize) -> [usize; 2] {
+        let half = CHUNK * self.head_dim;
+        let keys = ((chunk * self.layers + layer) * self.kv_heads + head) * 2 * half;
+        [keys, keys + half]
+    }
+
+    /// Where keys and values of the first positions of a chunk lie.
+    fn filled(
+        &self,
+        layer: usize,
+        head: usize,
+        chunk: usize,
+        positions: usize,
+    ) -> [Range<usize>; 2] {
+        let [keys, values] = self.chunk(layer, head, chunk);
+        let whole = positions.next_multiple_of(POSITIONS) * self.head_dim;
+        [keys..keys + whole, values..values + positions * self.head_dim]
+    }
+
+    /// The same for all chunks of the first positions, in the order of a saved state.
+    fn all_filled(&self, positions: usize) -> impl Iterator<Item = Range<usize>> {
+        let chunks = (0..positions.div_ceil(CHUNK))
+            .map(move |chunk| (chunk, CHUNK.min(positions - chunk * CHUNK)));
+        chunks.flat_map(move |(chunk, positions)| {
+            (0..self.layers * self.kv_heads).flat_map(move |n| {
+                self.filled(n / self.kv_heads, n % self.kv_heads, chunk, positions)
+            })
+        })
     }
 
     /// Bytes of the state of some positions.
     pub fn state_bytes(&self, positions: usize) -> u64 {
-        let a_head = positions.next_multiple_of(POSITIONS) + positions;
-        (self.layers * self.kv_heads * a_head * self.head_dim * self.kv().bytes()) as u64
-    }
-
-    /// Where keys and values of some positions lie, head after head.
-    fn state_ranges(&self, positions: usize) -> impl Iterator<Item = [Range<usize>; 2]> {
-        let (keys, values) = (positions.next_multiple_of(POSITIONS), positions);
-        let head_dim = self.head_dim;
-        (0..self.layers * self.kv_heads).map(move |head| {
-            let base = head * self.capacity * head_dim;
-            [base..base + keys * head_dim, base..base + values * head_dim]
-        })
+        let elements: usize = self.all_filled(positions).map(|range| range.len()).sum();
+        (elements * self.kv().bytes()) as u64
     }
 
     /// Writes keys and values of the first positions.
@@ -126,17 +132,17 @@ impl Cache {
     /// No thread may write to the cache at the time.
     #[allow(unsafe_code)]
     pub unsafe fn write_to(&self, positions: usize, out: &mut impl Write) -> io::Result<()> {
-        for [keys, values] in self.state_ranges(positions) {
+        for range in self.all_filled(positions) {
             // SAFETY: the caller's.
             unsafe {
-                match &self.stores {
-                    Stores::F32(s) => {
-                        for x in s.keys.read(keys).iter().chain(s.values.read(values)) {
+                match &self.store {
+                    Store::F32(store) => {
+                        for x in store.read(range) {
                             out.write_all(&x.to_le_bytes())?;
                         }
                     }
-                    Stores::F16(s) => {
-                        for x in s.keys.read(keys).iter().chain(s.values.read(values)) {
+                    Store::F16(store) => {
+                        for x in store.read(range) {
                             out.write_all(&x.to_le_bytes())?;
                         }
                     }
@@ -152,19 +158,19 @@ impl Cache {
     /// No thread may use the cache at the time.
     #[allow(unsafe_code)]
     pub unsafe fn read_from(&self, positions: usize, from: &mut impl Read) -> io::Result<()> {
-        for [keys, values] in self.state_ranges(positions) {
-            // SAFETY: the caller's; keys and values are different memory.
+        for range in self.all_filled(positions) {
+            // SAFETY: the caller's.
             unsafe {
-                match &self.stores {
-                    Stores::F32(s) => {
-                        for x in s.keys.write(keys).iter_mut().chain(s.values.write(values)) {
+                match &self.store {
+                    Store::F32(store) => {
+                        for x in store.write(range) {
                             let mut bytes = [0; 4];
                             from.read_exact(&mut bytes)?;
                             *x = f32::from_le_bytes(bytes);
                         }
                     }
-                    Stores::F16(s) => {
-                        for x in s.keys.write(keys).iter_mut().chain(s.values.write(values)) {
+                    Store::F16(store) => {
+                        for x in store.write(range) {
                             let mut bytes = [0; 2];
                             from.read_exact(&mut bytes)?;
                             *x = u16::from_le_bytes(bytes);
@@ -174,11 +180,6 @@ impl Cache {
             }
         }
         Ok(())
-    }
-
-    /// Where a head of a layer begins.
-    fn base(&self, layer: usize, head: usize) -> usize {
-        (layer * self.kv_heads + head) * self.capacity * self.head_dim
     }
 
     /// Stores some rows of a layer's keys or values at one position. `from` holds the rows
@@ -203,30 +204,32 @@ impl Cache {
             let (head, d) = (row / self.head_dim, row % self.head_dim);
             let count = from.len().min(self.head_dim - d);
             let (now, later) = from.split_at(count);
-            let base = self.base(layer, head);
+            let [keys, values] = self.chunk(layer, head, position / CHUNK);
+            let position = position % CHUNK;
             let range = match part {
                 Part::Value => {
-                    let start = base + position * self.head_dim + d;
+                    let start = values + position * self.head_dim + d;
                     start..start + count
                 }
                 Part::Key => {
-                    let block = base + position / POSITIONS * POSITIONS * self.head_dim;
+                    let block = keys + position / POSITIONS * POSITIONS * self.head_dim;
                     block + d * POSITIONS..block + (d + count) * POSITIONS
                 }
             };
             // SAFETY: a value's range is this position's rows; a key's is these rows of its block,
             // all positions. Both belong to the caller's rows alone.
             unsafe {
-                match (&self.stores, part) {
-                    (Stores::F32(s), Part::Value) => s.values.write(range).copy_from_slice(now),
-                    (Stores::F16(s), Part::Value) => {
-                        (kernels.to_f16)(now, s.values.write(range));
-                    }
-                    (Stores::F32(s), Part::Key) => {
-                        scatter(now, s.keys.write(range), position, |x| x);
-                    }
-                    (Stores::F16(s), Part::Key) => {
-                        scatter(now, s.keys.write(range), position, distill_quant::f16::from_f32);
+                match (&self.store, part) {
+                    (Store::F32(s), Part::Value) => s.write(range).copy_from_slice(now),
+                    (Store::F16(s), Part::Value) => (kernels.to_f16)(now, s.write(range)),
+                    (Store::F32(s), Part::Key) => scatter(now, s.write(range), position),
+                    (Store::F16(s), Part::Key) => {
+                        let lanes = s.write(range).chunks_mut(BITS * POSITIONS);
+                        for (now, lanes) in now.chunks(BITS).zip(lanes) {
+                            let mut bits = [0; BITS];
+                            (kernels.to_f16)(now, &mut bits[..now.len()]);
+                            scatter(&bits[..now.len()], lanes, position);
+                        }
                     }
                 }
             }
@@ -235,43 +238,43 @@ impl Cache {
         }
     }
 
-    /// Attention of queries of one kv head over one chunk of `positions`.
+    /// Attention of queries of one kv head over the first `positions` of a chunk.
     ///
     /// # Safety
-    /// No thread may write these positions of the layer at the time.
+    /// No thread may write to the chunk at the time.
     #[allow(unsafe_code)]
     pub unsafe fn attend(
         &self,
         layer: usize,
         head: usize,
-        positions: Range<usize>,
+        chunk: usize,
+        positions: usize,
         queries: Queries<'_>,
         kernels: &Kernels,
     ) {
-        debug_assert!(positions.start.is_multiple_of(CHUNK) && positions.len() <= CHUNK);
-        let base = self.base(layer, head);
-        let at = |position: usize| base + position * self.head_dim;
-        let values = at(positions.start)..at(positions.end);
-        let keys = at(positions.start)..at(positions.end.next_multiple_of(POSITIONS));
+        let [keys, values] = self.filled(layer, head, chunk, positions);
         // SAFETY: the caller's.
         unsafe {
-            match &self.stores {
-                Stores::F32(s) => (kernels.attend_f32)(
+            match &self.store {
+                Store::F32(s) => (kernels.attend_f32)(
                     queries,
-                    Cached { keys: s.keys.read(keys), values: s.values.read(values) },
+                    Cached { keys: s.read(keys), values: s.read(values) },
                 ),
-                Stores::F16(s) => (kernels.attend_f16)(
+                Store::F16(s) => (kernels.attend_f16)(
                     queries,
-                    Cached { keys: s.keys.read(keys), values: s.values.read(values) },
+                    Cached { keys: s.read(keys), values: s.read(values) },
                 ),
             }
         }
     }
 }
 
+/// Elements of a key that are narrowed together.
+const BITS: usize = 64;
+
 /// Writes one position's elements into the lanes of their block.
-fn scatter<T>(from: &[f32], block: &mut [T], position: usize, convert: impl Fn(f32) -> T) {
+fn scatter<T: Copy>(from: &[T], block: &mut [T], position: usize) {
     for (lanes, &value) in block.chunks_exact_mut(POSITIONS).zip(from) {
-        lanes[position % POSITIONS] = convert(value);
+        lanes[position % POSITIONS] = value;
     }
 }

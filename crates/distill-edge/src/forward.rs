@@ -235,9 +235,9 @@ impl Pass<'_, '_> {
         let chunks = positions.div_ceil(CHUNK);
         for task in (self.index..config.kv_heads * chunks).step_by(self.threads) {
             let (head, chunk) = (task / chunks, task % chunks);
-            let seen = chunk * CHUNK..positions.min((chunk + 1) * CHUNK);
+            let seen = CHUNK.min(positions - chunk * CHUNK);
             let scratch = &mut self.scratch.attention;
-            scratch.seen[..heads].fill(seen.len() as u32);
+            scratch.seen[..heads].fill(seen as u32);
             // SAFETY: queries and cache were written before the last barrier; this task's results.
             unsafe {
                 let first = head * heads * head_dim;
@@ -252,7 +252,7 @@ impl Pass<'_, '_> {
                         .mixed
                         .write(task * heads * head_dim..(task + 1) * heads * head_dim),
                 };
-                self.shared.cache.attend(l, head, seen, queries, self.model.kernels);
+                self.shared.cache.attend(l, head, chunk, seen, queries, self.model.kernels);
             }
         }
     }
@@ -272,7 +272,7 @@ impl Pass<'_, '_> {
         for first in (0..end).step_by(CHUNK) {
             // The tokens before the chunk do not see it.
             let blind = first.saturating_sub(self.position + tokens.start);
-            let (sees, chunk) = (tokens.start + blind..tokens.end, first..end.min(first + CHUNK));
+            let (sees, positions) = (tokens.start + blind..tokens.end, CHUNK.min(end - first));
             let (skip, count) = (blind * heads, sees.len() * heads);
             for (t, seen) in sees.zip(seen.chunks_exact_mut(heads)) {
                 seen.fill((self.position + t + 1 - first).min(CHUNK) as u32);
@@ -286,7 +286,10 @@ impl Pass<'_, '_> {
                 mixed: &mut mixed[..count * head_dim],
             };
             // SAFETY: the cache was written before the last barrier.
-            unsafe { self.shared.cache.attend(l, head, chunk, queries, self.model.kernels) };
+            unsafe {
+                let chunk = first / CHUNK;
+                self.shared.cache.attend(l, head, chunk, positions, queries, self.model.kernels);
+            }
             let all =
                 all_totals[skip..].iter_mut().zip(all_mixed.chunks_exact_mut(head_dim).skip(skip));
             for ((all_total, all), (total, mixed)) in

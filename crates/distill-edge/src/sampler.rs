@@ -126,13 +126,18 @@ fn by_likelihood(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
 
 /// The id of the largest logit, the lowest among equals; NaN never wins.
 pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = (f32::NEG_INFINITY, 0);
-    for (&logit, id) in logits.iter().zip(0..) {
-        if logit > best.0 {
-            best = (logit, id);
+    // The value first, over independent lanes: a comparison that carries an index along would wait
+    // for the one before it. `f32::max` passes over NaN.
+    let (chunks, rest) = logits.as_chunks::<16>();
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for chunk in chunks {
+        for (lane, logit) in lanes.iter_mut().zip(chunk) {
+            *lane = if *logit > *lane { *logit } else { *lane };
         }
     }
-    best.1
+    let largest = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |most, &x| most.max(x));
+    let is_largest = |&logit: &f32| logit == largest && logit > f32::NEG_INFINITY;
+    logits.iter().position(is_largest).unwrap_or(0) as u32
 }
 
 /// xoshiro256++ (Blackman and Vigna, "Scrambled linear pseudorandom number generators", 2021),

@@ -36,8 +36,6 @@ pub struct Session {
     context: usize,
     /// Those in the cache.
     tokens: Vec<u32>,
-    /// The logits last asked for, `[vocab]`.
-    logits: Vec<f32>,
 }
 
 impl Session {
@@ -66,14 +64,12 @@ impl Session {
             index,
             position: 0,
         };
-        let logits = vec![0.0; config.vocab_size];
         let mut session = Self {
             model: model.clone(),
             worker: worker(0),
             threads: Vec::new(),
             context,
             tokens: Vec::with_capacity(context),
-            logits,
         };
         for index in 1..threads {
             let worker = worker(index);
@@ -99,8 +95,7 @@ impl Session {
             let head = if chunks.peek().is_none() { last..last + 1 } else { 0..0 };
             self.run(chunk, head, &mut Trace::default());
         }
-        self.gather_logits(0);
-        Ok(&self.logits)
+        Ok(self.logits(0))
     }
 
     /// Adds one token and returns the logits after it, `[vocab]`.
@@ -153,8 +148,7 @@ impl Session {
                 let to = (from + HEAD_TILE).min(chunk.len());
                 self.run(&[], from..to, trace);
                 for t in from..to {
-                    self.gather_logits(t - from);
-                    each(position + t, &self.logits);
+                    each(position + t, self.logits(t - from));
                 }
             }
         }
@@ -242,13 +236,12 @@ impl Session {
         self.tokens.extend_from_slice(tokens);
     }
 
-    /// Copies the logits of the `t`-th token of the last head.
+    /// The logits of the `t`-th token of the last head, `[vocab]`.
     #[allow(unsafe_code)]
-    fn gather_logits(&mut self, t: usize) {
-        let vocab = self.logits.len();
-        // SAFETY: no job runs, so nobody writes.
-        let row = unsafe { self.worker.shared.board.logits.read(t * vocab..(t + 1) * vocab) };
-        self.logits.copy_from_slice(row);
+    fn logits(&self, t: usize) -> &[f32] {
+        let vocab = self.model.config().vocab_size;
+        // SAFETY: threads write only while a job runs, which needs the session mutably.
+        unsafe { self.worker.shared.board.logits.read(t * vocab..(t + 1) * vocab) }
     }
 }
 

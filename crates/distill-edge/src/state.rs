@@ -6,9 +6,9 @@
 //! u32       bytes of a cached element: 2 (binary16) or 4 (binary32)
 //! u32       tokens, n
 //! n × u32   their ids
-//! for each layer, for each kv head:
-//!   keys    [ceil(n / 16), head_dim, 16 positions]
-//!   values  [n, head_dim]
+//! for each 256 tokens, of which m are there, for each layer, for each kv head:
+//!   keys    [ceil(m / 16), head_dim, 16 positions]
+//!   values  [m, head_dim]
 //! ```
 //! All little-endian. Elements are stored as the cache has them, so a restored session goes on with
 //! the same bits.

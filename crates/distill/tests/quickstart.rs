@@ -54,6 +54,7 @@ fn the_quickstart_trains_exports_verifies_and_reports() {
         "timings.jsonl",
         "step-6/model.safetensors",
         "export/model.gguf",
+        "export/model.edge",
         "export/huggingface/model.safetensors",
         "export/parity.json",
         "report.json",
@@ -62,7 +63,7 @@ fn the_quickstart_trains_exports_verifies_and_reports() {
         assert!(run.join(file).is_file(), "{file} is missing");
     }
     let run = run.display().to_string();
-    assert_eq!(succeed(&["verify", &run]).matches("agree").count(), 2);
+    assert_eq!(succeed(&["verify", &run]).matches("agree").count(), 3);
 
     let model = format!("{run}/export/model.gguf");
     let args = [

@@ -4,30 +4,31 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use crate::Model;
+use crate::arena::{Arena, Refused};
 
 /// Measured runs; the fastest counts, since a limit is what was reached once.
 const RUNS: usize = 5;
 
-/// Bytes a second that `threads` threads read together from memory of `bytes` bytes, in GB (10⁹
-/// bytes), each its own part again and again. Give the size of a model's weights: what fits into
-/// a cache is faster there too.
-pub fn bandwidth_gbps(threads: usize, bytes: usize) -> f64 {
-    let words = (bytes / 8 / threads).max(1);
+/// Bytes a second that `threads` threads read together from as much memory as decoding a token
+/// reads weights, in GB (10⁹ bytes), each its own part again and again. What fits into a cache is
+/// faster here too. 0 if that much memory cannot be had once more.
+pub fn bandwidth_gbps(threads: usize, model: &Model) -> f64 {
+    let part = (model.weight_bytes() / threads).next_multiple_of(128);
+    let arenas: Result<Vec<Arena>, _> = (0..threads)
+        .map(|_| {
+            let mut arena = Arena::new(part)?;
+            // Pages that were never written are all one page.
+            arena.bytes_mut().fill(1);
+            Ok::<Arena, Refused>(arena)
+        })
+        .collect();
+    let Ok(arenas) = arenas else { return 0.0 };
+    let read_all = model.inner.kernels.read_all;
     let fastest = fastest(threads, |thread| {
-        let part: Vec<u64> = (0..words as u64).map(|i| i ^ thread as u64).collect();
-        move || {
-            // Eight sums, so that the additions do not wait for each other.
-            let (chunks, rest) = part.as_chunks::<8>();
-            let mut sums = [0_u64; 8];
-            for chunk in chunks {
-                for (sum, word) in sums.iter_mut().zip(chunk) {
-                    *sum = sum.wrapping_add(*word);
-                }
-            }
-            black_box((sums, rest.iter().copied().fold(0, u64::wrapping_add)));
-        }
+        let bytes = arenas[thread].bytes();
+        move || read_all(black_box(bytes))
     });
-    (8 * words * threads) as f64 / fastest.as_secs_f64() / 1e9
+    (part * threads) as f64 / fastest.as_secs_f64() / 1e9
 }
 
 /// Multiplications and additions of bytes a second on `threads` threads, in 10⁹, with the

@@ -68,6 +68,8 @@ pub(crate) struct Kernels {
     /// Does so many rounds of the integer products' instructions on registers, and returns the
     /// multiplications and additions of one round: the measure of what the kernels could reach.
     pub int8_peak: fn(rounds: usize) -> usize,
+    /// Reads all bytes as fast as memory gives them.
+    pub read_all: fn(&[u8]),
 }
 
 /// The tables that this CPU runs beside the specification, the fastest first.

@@ -27,6 +27,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     rms_norm,
     silu_mul,
     int8_peak,
+    read_all,
 };
 
 /// The end of every lane-wise sum.
@@ -181,6 +182,11 @@ fn int8_peak(rounds: usize) -> usize {
     }
     black_box(total);
     2 * BLOCK
+}
+
+fn read_all(bytes: &[u8]) {
+    let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+    black_box(words.fold(0, |all, word| all ^ word));
 }
 
 /// The constants of [`exp`].

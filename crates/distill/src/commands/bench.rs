@@ -67,7 +67,7 @@ impl Run {
             threads,
             prompt: args.prompt,
             generate: args.generate,
-            bandwidth_gbps: limits::bandwidth_gbps(threads, model.weight_bytes()),
+            bandwidth_gbps: limits::bandwidth_gbps(threads, model),
             int8_gops: limits::int8_gops(threads, model),
             prefill: measure(model, &options)?,
             decode: args.depth.iter().map(decode).collect::<Result<_, Failure>>()?,

@@ -42,6 +42,7 @@ pub static KERNELS: Kernels = Kernels {
     rms_norm: |x, weight, eps, out| unsafe { rms_norm(x, weight, eps, out) },
     silu_mul: |gate, up| unsafe { silu_mul(gate, up) },
     int8_peak: |rounds| unsafe { product::int8_peak(rounds) },
+    read_all: |bytes| unsafe { product::read_all(bytes) },
 };
 
 // The table says so once for all: the target has what its functions are compiled for.

@@ -136,7 +136,7 @@ macro_rules! products {
             let tokens = x.codes.len() / columns;
             for (g, group) in groups.enumerate() {
                 let mut t = 0;
-                $(while t + $tokens <= tokens {
+                $(while tokens - t >= $tokens {
                     let x: [_; $tokens] = std::array::from_fn(|i| Token::new(&x, t + i, blocks));
                     for (i, rows) in $tile(group, &x).into_iter().enumerate() {
                         let y = &mut y[(t + i) * stride + g * ROWS..][..ROWS];

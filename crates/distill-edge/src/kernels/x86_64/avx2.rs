@@ -52,6 +52,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     rms_norm: |x, weight, eps, out| unsafe { rms_norm(x, weight, eps, out) },
     silu_mul: |gate, up| unsafe { silu_mul(gate, up) },
     int8_peak: |rounds| unsafe { product::int8_peak(rounds) },
+    read_all: |bytes| unsafe { product::read_all(bytes) },
 };
 
 // ---- Loads and stores: arrays in, so that the lengths are in the types. ----

@@ -1,5 +1,5 @@
-//! AVX-512 with VNNI: products of quantised rows and attention, sixteen lanes wide. The rest is
-//! AVX2's.
+//! AVX-512 with VNNI: products of quantised rows, and attention over the cache that ships, sixteen
+//! lanes wide. The rest is AVX2's.
 
 #![allow(unsafe_code)]
 
@@ -31,7 +31,6 @@ static KERNELS: Kernels = Kernels {
         product::product_q8_0(w, x, columns, y, stride)
     },
     int8_peak: |rounds| unsafe { product::int8_peak(rounds) },
-    attend_f32: |queries, cached| unsafe { attention::attend_f32(queries, cached) },
     attend_f16: |queries, cached| unsafe { attention::attend_f16(queries, cached) },
     ..avx2::KERNELS
 };

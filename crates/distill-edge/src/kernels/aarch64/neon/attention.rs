@@ -119,6 +119,8 @@ fn scores<const Q: usize, T: Load>(
     weights: &mut [[f32; CHUNK]],
 ) {
     let query: [&[f32]; Q] = std::array::from_fn(|q| &queries[q * head_dim..][..head_dim]);
+    // Lengths that the compiler can see, so that the loop checks none.
+    let query = query.map(|query| &query[..head_dim]);
     let blocks = keys.chunks_exact(head_dim * POSITIONS).take(positions.div_ceil(POSITIONS));
     for (b, block) in blocks.enumerate() {
         let mut acc = [[zero(); 2]; Q];

@@ -8,8 +8,9 @@
 //! ```
 
 use std::arch::aarch64::{
-    int8x16_t, int16x8_t, int32x4_t, vaddq_s32, vdupq_n_s8, vdupq_n_s16, vdupq_n_s32, vget_low_s8,
-    vmlal_high_s8, vmlal_s8, vpadalq_s16, vpaddq_s32, vreinterpretq_s8_s32,
+    int8x16_t, int16x8_t, int32x4_t, vaddq_s32, vdupq_n_s8, vdupq_n_s16, vdupq_n_s32, vdupq_n_u8,
+    veorq_u8, vget_low_s8, vld1q_u8, vmlal_high_s8, vmlal_s8, vpadalq_s16, vpaddq_s32,
+    vreinterpretq_s8_s32,
 };
 use std::hint::black_box;
 
@@ -84,4 +85,17 @@ pub fn int8_peak(rounds: usize) -> usize {
     }
     black_box(totals);
     2 * 32 * SUMS
+}
+
+/// Four independent streams of whole registers.
+#[target_feature(enable = "neon")]
+pub fn read_all(bytes: &[u8]) {
+    let mut all = [vdupq_n_u8(0); 4];
+    for chunk in bytes.as_chunks::<64>().0 {
+        for (all, part) in all.iter_mut().zip(chunk.as_chunks::<16>().0) {
+            // SAFETY: 16 bytes are readable; the load needs no alignment.
+            *all = veorq_u8(*all, unsafe { vld1q_u8(part.as_ptr()) });
+        }
+    }
+    black_box(all);
 }

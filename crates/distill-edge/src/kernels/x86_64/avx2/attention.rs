@@ -92,6 +92,7 @@ fn scores<const Q: usize, T: Load>(
     weights: &mut [[f32; CHUNK]],
 ) {
     let query: [&[f32]; Q] = std::array::from_fn(|q| &queries[q * head_dim..][..head_dim]);
+    let query = query.map(|query| &query[..head_dim]);
     let blocks = keys.chunks_exact(head_dim * POSITIONS).take(positions.div_ceil(POSITIONS));
     for (b, block) in blocks.enumerate() {
         let mut acc = [[_mm256_setzero_ps(); 2]; Q];

@@ -1,11 +1,12 @@
 //! Attention over one chunk of the cache: as AVX2's, with sixteen positions or elements a vector.
 
 use std::arch::x86_64::{
-    __m512, __mmask16, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm256_loadu_si256,
-    _mm512_add_epi32, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtph_ps, _mm512_cvtps_epi32,
-    _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_maskz_mov_ps,
-    _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_roundscale_ps, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+    __m512, __mmask16, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_prefetch,
+    _mm256_loadu_si256, _mm512_add_epi32, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtph_ps,
+    _mm512_cvtps_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps,
+    _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_roundscale_ps,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+    _mm512_sub_ps,
 };
 
 use super::super::super::attention::Tile;
@@ -55,11 +56,6 @@ fn lanes(value: __m512) -> [f32; WIDE] {
 }
 
 #[target_feature(enable = "avx512f")]
-pub fn attend_f32(queries: Queries<'_>, cached: Cached<'_, f32>) {
-    attend(queries, cached);
-}
-
-#[target_feature(enable = "avx512f")]
 pub fn attend_f16(queries: Queries<'_>, cached: Cached<'_, u16>) {
     attend(queries, cached);
 }
@@ -90,10 +86,10 @@ fn attend_tile<const Q: usize, T: Load>(
     let blocks = furthest.div_ceil(POSITIONS);
     let pairs = blocks / 2 * 2;
     for b in (0..pairs).step_by(2) {
-        scores::<Q, 2, T>(&queries, cached.keys, b, weights);
+        scores::<Q, 2, T>(&queries, cached, b, weights);
     }
     if pairs < blocks {
-        scores::<Q, 1, T>(&queries, cached.keys, pairs, weights);
+        scores::<Q, 1, T>(&queries, cached, pairs, weights);
     }
     for ((weights, &seen), total) in weights.iter_mut().zip(seen).zip(totals) {
         *total = softmax(weights, seen as usize, furthest, scale);
@@ -124,17 +120,30 @@ fn attend_tile<const Q: usize, T: Load>(
 #[inline]
 fn scores<const Q: usize, const B: usize, T: Load>(
     queries: &[&[f32]; Q],
-    keys: &[T],
+    cached: Cached<'_, T>,
     b: usize,
     weights: &mut [[f32; CHUNK]],
 ) {
     let head_dim = queries[0].len();
+    let keys = cached.keys;
+    let block = head_dim * WIDE;
+    let next = keys.as_ptr().wrapping_add((b + B) * block).cast::<i8>();
+    let values = cached.values.as_ptr().wrapping_add(b * block).cast::<i8>();
+    // Lengths that the compiler can see, so that the loop checks none.
+    let queries = queries.map(|query| &query[..head_dim]);
     let blocks: [&[[T; WIDE]]; B] = std::array::from_fn(|i| {
         keys[(b + i) * head_dim * WIDE..][..head_dim * WIDE].as_chunks::<WIDE>().0
     });
     let mut acc = [[_mm512_setzero_ps(); B]; Q];
     for d in 0..head_dim {
         let mut keys = [_mm512_setzero_ps(); B];
+        // What comes is asked for ahead, for the hardware alone stops at each page: the keys of the
+        // next blocks, and the values of these, which take as many bytes. Any address may be named.
+        let bytes = size_of::<T>() * WIDE * B;
+        for line in (d * bytes..(d + 1) * bytes).step_by(64) {
+            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line));
+            _mm_prefetch::<_MM_HINT_T1>(values.wrapping_add(line));
+        }
         for i in 0..B {
             // SAFETY: this function has the features that the load needs.
             keys[i] = unsafe { T::load(&blocks[i][d]) };
@@ -195,10 +204,9 @@ fn mix<const Q: usize, const N: usize, T: Load>(
     head_dim: usize,
     mixed: &mut [f32],
 ) {
-    let positions = values.len() / head_dim;
-    let weights: [&[f32]; Q] = std::array::from_fn(|q| &weights[q][..positions]);
+    let weights: &[[f32; CHUNK]; Q] = weights.first_chunk().expect("a row of weights a query");
     let mut acc = [[_mm512_setzero_ps(); N]; Q];
-    for (p, values) in values.chunks_exact(head_dim).enumerate() {
+    for (p, values) in values.chunks_exact(head_dim).enumerate().take(CHUNK) {
         let chunks = values[from..from + N * WIDE].as_chunks::<WIDE>().0;
         let mut values = [_mm512_setzero_ps(); N];
         for i in 0..N {
@@ -206,7 +214,7 @@ fn mix<const Q: usize, const N: usize, T: Load>(
             values[i] = unsafe { T::load(&chunks[i]) };
         }
         for q in 0..Q {
-            let weight = _mm512_set1_ps(weights[q][p]);
+            let weight = _mm512_set1_ps(weights[q][p % CHUNK]);
             for i in 0..N {
                 acc[q][i] = _mm512_fmadd_ps(weight, values[i], acc[q][i]);
             }

@@ -30,6 +30,10 @@ pub enum KernelChoice {
     Best,
     /// Those for AVX2, FMA and F16C, or the specification where the CPU lacks them.
     Avx2,
+    /// Those for any 64-bit Arm CPU, or the specification elsewhere.
+    Neon,
+    /// Those for Arm's dot products of bytes, or the specification where the CPU lacks them.
+    Dotprod,
     /// The scalar specification: the same bits, slowly.
     Scalar,
 }
@@ -152,7 +156,8 @@ impl Model {
         self.inner.activations
     }
 
-    /// The kernels that were chosen at load: `avx512vnni`, `avx2` or `scalar`.
+    /// The kernels that were chosen at load: `avx512vnni`, `avx2`, `i8mm`, `dotprod`, `neon` or
+    /// `scalar`.
     pub fn kernel_name(&self) -> &'static str {
         self.inner.kernels.name
     }

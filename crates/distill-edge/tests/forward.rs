@@ -140,7 +140,9 @@ fn scalar_kernels_give_the_same_bits() {
         assert_eq!(scalar.kernel_name(), "scalar");
         for kv in [KvType::F16, KvType::F32] {
             let scalar = score(&scalar, &ids, kv, 2);
-            for kernels in [KernelChoice::Best, KernelChoice::Avx2] {
+            for kernels in
+                [KernelChoice::Best, KernelChoice::Avx2, KernelChoice::Dotprod, KernelChoice::Neon]
+            {
                 assert_eq!(bits(&score(&load(kernels), &ids, kv, 2)), bits(&scalar));
             }
         }

@@ -78,7 +78,7 @@ pub struct BenchReport {
     pub prefill_operations: usize,
     /// Threads that ran.
     pub threads: usize,
-    /// The kernels that ran: `avx512vnni`, `avx2` or `scalar`.
+    /// The kernels that ran, as [`Model::kernel_name`] has them.
     pub kernels: &'static str,
 }
 

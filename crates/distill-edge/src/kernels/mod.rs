@@ -7,11 +7,20 @@
 //! Quantised matrices are in the layout of [`distill_quant::packed`]: sixteen rows side by side, one row a lane.
 
 mod attention;
+mod codes;
 mod scalar;
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+mod cover;
+#[cfg(test)]
+mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 pub(crate) use attention::{Attend, CHUNK, Cached, POSITIONS, Queries, Total};
+pub(crate) use codes::Codes;
 pub(crate) use scalar::merge;
 
 use crate::model::KernelChoice;
@@ -20,17 +29,6 @@ use crate::model::KernelChoice;
 const LANES: usize = 8;
 /// Elements of a block of 4-bit or 8-bit values.
 pub(crate) const BLOCK: usize = distill_quant::BLOCK;
-/// Q8_0 activations of some tokens: the input of an integer product.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Codes<'a> {
-    /// `[tokens, columns]`, each in −127..=127.
-    pub codes: &'a [i8],
-    /// `[tokens, columns / 32]`.
-    pub scales: &'a [f32],
-    /// −8 · the sum of each block's codes, `[tokens, columns / 32]`: takes back what products with
-    /// Q4_0 codes, stored as code + 8, are too large by.
-    pub offsets: &'a [i32],
-}
 
 /// Values of whole blocks → codes, scales and offsets as [`Codes`] has them.
 pub(crate) type Quantize =
@@ -74,17 +72,25 @@ pub(crate) struct Kernels {
     pub read_all: fn(&[u8]),
 }
 
+/// The tables that this CPU runs beside the specification, the fastest first.
+fn tables() -> impl Iterator<Item = &'static Kernels> {
+    #[cfg(target_arch = "x86_64")]
+    let tables = x86_64::tables();
+    #[cfg(target_arch = "aarch64")]
+    let tables = aarch64::tables();
+    #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
+    let tables = [None];
+    tables.into_iter().flatten()
+}
+
 /// The table to run; one that this CPU lacks gives way to the specification.
 pub(crate) fn choose(choice: KernelChoice) -> &'static Kernels {
-    #[cfg(target_arch = "x86_64")]
-    let found = match choice {
-        KernelChoice::Best => x86_64::avx512().or(x86_64::avx2()),
-        KernelChoice::Avx2 => x86_64::avx2(),
+    let table = match choice {
+        KernelChoice::Best => tables().next(),
+        KernelChoice::Avx2 => tables().find(|table| table.name == "avx2"),
+        KernelChoice::Neon => tables().find(|table| table.name == "neon"),
+        KernelChoice::Dotprod => tables().find(|table| table.name == "dotprod"),
         KernelChoice::Scalar => None,
     };
-    #[cfg(not(target_arch = "x86_64"))]
-    let found: Option<&'static Kernels> = match choice {
-        KernelChoice::Best | KernelChoice::Avx2 | KernelChoice::Scalar => None,
-    };
-    found.unwrap_or(&scalar::KERNELS)
+    table.unwrap_or(&scalar::KERNELS)
 }

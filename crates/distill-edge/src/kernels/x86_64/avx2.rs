@@ -19,11 +19,12 @@ use std::arch::x86_64::{
 
 use distill_quant::f16;
 
+use super::super::cover::cover;
 use super::super::scalar::{self, exponential, reduce, rms_scale};
 use super::super::{BLOCK, Kernels, LANES};
 
 /// The table, where the CPU has the instructions.
-pub(in super::super) fn table() -> Option<&'static Kernels> {
+pub fn table() -> Option<&'static Kernels> {
     let runs = is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("fma")
         && is_x86_feature_detected!("f16c");
@@ -155,50 +156,6 @@ fn quantize_activations(values: &[f32], codes: &mut [i8], scales: &mut [f32], of
 }
 
 // ---- Products ----
-
-/// Writes a tile: `y[(t + j) * stride + r + i] = acc[i][j]`.
-macro_rules! write_tile {
-    ($tile:expr, $y:expr, $stride:expr, $r:expr, $t:expr) => {
-        for (i, row) in $tile.into_iter().enumerate() {
-            for (j, value) in row.into_iter().enumerate() {
-                $y[($t + j) * $stride + $r + i] = value;
-            }
-        }
-    };
-}
-
-/// Covers [rows, tokens] with tiles of 2 × 4, 4 × 1 and 1 × 1.
-macro_rules! cover {
-    ($rows:expr, $tokens:expr, $y:expr, $stride:expr, $tile:ident, $row:expr, $token:expr) => {{
-        let (rows, tokens) = ($rows, $tokens);
-        let quads = tokens / 4 * 4;
-        let mut r = 0;
-        while r < rows {
-            let pair = r + 2 <= rows;
-            for t in (0..quads).step_by(4) {
-                let x = [$token(t), $token(t + 1), $token(t + 2), $token(t + 3)];
-                if pair {
-                    write_tile!($tile::<2, 4>([$row(r), $row(r + 1)], x), $y, $stride, r, t);
-                } else {
-                    write_tile!($tile::<1, 4>([$row(r)], x), $y, $stride, r, t);
-                }
-            }
-            r += 2;
-        }
-        for t in quads..tokens {
-            let mut r = 0;
-            while r + 4 <= rows {
-                let w = [$row(r), $row(r + 1), $row(r + 2), $row(r + 3)];
-                write_tile!($tile::<4, 1>(w, [$token(t)]), $y, $stride, r, t);
-                r += 4;
-            }
-            while r < rows {
-                write_tile!($tile::<1, 1>([$row(r)], [$token(t)]), $y, $stride, r, t);
-                r += 1;
-            }
-        }
-    }};
-}
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]

@@ -12,7 +12,7 @@ use super::super::Kernels;
 use super::avx2;
 
 /// The table, where the CPU has the instructions.
-pub(in super::super) fn table() -> Option<&'static Kernels> {
+pub fn table() -> Option<&'static Kernels> {
     let runs = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vnni")

@@ -26,8 +26,8 @@ use std::arch::x86_64::{
 };
 use std::hint::black_box;
 
+use super::super::super::codes::Token;
 use super::super::super::{BLOCK, Codes, LANES};
-use super::super::Token;
 use super::store_f32;
 use distill_quant::packed::{Q4_0_RECORD, Q8_0_RECORD, ROWS, SCALES};
 

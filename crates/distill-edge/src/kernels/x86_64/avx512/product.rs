@@ -19,8 +19,8 @@ use std::arch::x86_64::{
 };
 use std::hint::black_box;
 
+use super::super::super::codes::Token;
 use super::super::super::{BLOCK, Codes};
-use super::super::Token;
 use distill_quant::packed::{Q4_0_RECORD, Q8_0_RECORD, ROWS, SCALES};
 
 /// Tokens of a tile: with as many sums they fill the registers.

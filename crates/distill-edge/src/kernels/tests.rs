@@ -2,7 +2,7 @@
 
 use distill_quant::{f16, q4_0, q8_0};
 
-use super::super::{BLOCK, CHUNK, Cached, Codes, Kernels, POSITIONS, Queries, Total, scalar};
+use super::{BLOCK, CHUNK, Cached, Codes, Kernels, POSITIONS, Queries, Total, scalar, tables};
 use distill_quant::packed::{Packed, ROWS};
 
 /// Values of very different sizes, with zeros, the same for the same seed.
@@ -23,11 +23,17 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-/// The tables to test: those of this CPU, which must have AVX2 at least.
-fn tables() -> Vec<&'static Kernels> {
-    let tables: Vec<_> = [super::avx2(), super::avx512()].into_iter().flatten().collect();
-    assert!(!tables.is_empty(), "these tests need a CPU with AVX2, FMA and F16C");
-    tables
+/// Nothing is skipped silently: what the other tests compare is printed, and must be what
+/// `DISTILL_KERNELS` names, the fastest first, where it is set.
+#[test]
+fn this_cpu_runs_the_tables_that_are_expected() {
+    let names: Vec<_> = tables().map(|table| table.name).collect();
+    let names = names.join(" ");
+    println!("kernel tables tested: {names}");
+    match std::env::var("DISTILL_KERNELS") {
+        Ok(expected) => assert_eq!(names, expected),
+        Err(_) => assert!(!names.is_empty(), "a CPU with AVX2, FMA and F16C, or NEON"),
+    }
 }
 
 /// What a function of a table gives, the same as the specification's for every table.
@@ -114,16 +120,23 @@ fn the_largest_codes_do_not_overflow() {
             let mut block = vec![0, 0x3C];
             block.resize(grid.block_bytes(), code);
             let group = pack(grid, &block.repeat(ROWS), BLOCK);
+            // A tile of tokens, and one more.
+            const TOKENS: usize = 9;
             let offset = -8 * 32 * i32::from(activation);
-            let x = Codes { codes: &[activation; BLOCK], scales: &[1.0], offsets: &[offset] };
+            let x = Codes {
+                codes: &[activation; TOKENS * BLOCK],
+                scales: &[1.0; TOKENS],
+                offsets: &[offset; TOKENS],
+            };
+            let want = 32.0 * weight * f32::from(activation);
             for table in tables() {
                 let product = match grid {
                     Packed::Q4_0 => table.product_q4_0,
                     Packed::Q8_0 => table.product_q8_0,
                 };
-                let mut y = [0.0; ROWS];
+                let mut y = [0.0; TOKENS * ROWS];
                 product(&group, x, BLOCK, &mut y, ROWS);
-                assert_eq!(y, [32.0 * weight * f32::from(activation); ROWS], "{}", table.name);
+                assert_eq!(y, [want; TOKENS * ROWS], "{}", table.name);
             }
         }
     }

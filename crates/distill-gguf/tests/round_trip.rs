@@ -43,6 +43,7 @@ fn every_value() -> Vec<(String, Value)> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri maps no files")]
 fn every_value_and_every_tensor_type_comes_back_as_it_was_written() {
     for alignment in [None, Some(8u32), Some(256)] {
         let directory = tempfile::tempdir().unwrap();
@@ -97,6 +98,7 @@ fn every_value_and_every_tensor_type_comes_back_as_it_was_written() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri maps no files")]
 fn a_file_of_the_gguf_package_is_read_as_it_was_meant() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peer.gguf");
     let file = GgufFile::open(&path).unwrap();

@@ -39,9 +39,12 @@ pub fn dequantize(bytes: &[u8], values: &mut [f32]) {
 mod tests {
     use super::*;
 
+    /// All patterns; under Miri, an interpreter, one in so many.
+    const STEP: usize = if cfg!(miri) { 97 } else { 1 };
+
     #[test]
     fn all_65536_patterns_survive_the_round_trip() {
-        for bits in 0..=u16::MAX {
+        for bits in (0..=u16::MAX).step_by(STEP) {
             if to_f32(bits).is_nan() {
                 assert!(to_f32(from_f32(to_f32(bits))).is_nan());
             } else {
@@ -52,7 +55,7 @@ mod tests {
 
     #[test]
     fn halfway_cases_go_to_the_even_neighbour() {
-        for bits in 0..0x7F80u16 {
+        for bits in (0..0x7F80u16).step_by(STEP) {
             let halfway = f32::from_bits((u32::from(bits) << 16) | 0x8000);
             let even = if bits & 1 == 0 { bits } else { bits + 1 };
             assert_eq!(from_f32(halfway), even);

@@ -92,6 +92,9 @@ const fn shift_right_to_even(value: u32, shift: u32) -> u32 {
 mod tests {
     use super::*;
 
+    /// All patterns; under Miri, an interpreter, one in so many.
+    const STEP: usize = if cfg!(miri) { 97 } else { 1 };
+
     /// The textbook formula in f64, sharing nothing with the code above.
     fn value_by_formula(bits: u16) -> f64 {
         let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
@@ -107,7 +110,7 @@ mod tests {
 
     #[test]
     fn all_65536_patterns_widen_as_the_formula_says() {
-        for bits in 0..=u16::MAX {
+        for bits in (0..=u16::MAX).step_by(STEP) {
             let (got, want) = (to_f32(bits), value_by_formula(bits));
             if want.is_nan() {
                 assert!(got.is_nan(), "{bits:#06x}");
@@ -120,7 +123,7 @@ mod tests {
 
     #[test]
     fn all_65536_patterns_survive_the_round_trip() {
-        for bits in 0..=u16::MAX {
+        for bits in (0..=u16::MAX).step_by(STEP) {
             let back = from_f32(to_f32(bits));
             if to_f32(bits).is_nan() {
                 assert!(to_f32(back).is_nan());
@@ -132,7 +135,7 @@ mod tests {
 
     #[test]
     fn halfway_cases_go_to_the_even_neighbour_and_their_neighbours_to_the_nearest() {
-        for bits in 0..0x7C00u16 {
+        for bits in (0..0x7C00u16).step_by(STEP) {
             let low = to_f32(bits);
             // The neighbour above, by the formula where it exists; above 65504 the next step
             // would be 65536, and reaching it means infinity.

@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn exp_is_within_two_ulp_of_float64() {
         let mut worst = 0.0_f64;
-        for i in -87_000..88_000 {
+        for i in (-87_000..88_000).step_by(if cfg!(miri) { 997 } else { 1 }) {
             let x = i as f32 * 1e-3 + 1.234e-4;
             let want = f64::from(x).exp();
             let ulp = f64::from((want as f32).next_up() - want as f32);

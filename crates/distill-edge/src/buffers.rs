@@ -3,7 +3,7 @@
 //! T stands for [`TILE`], the tokens computed together.
 
 use crate::config::Config;
-use crate::kernels::{BLOCK, CHUNK, Codes, Total};
+use crate::kernels::{BLOCK, Block, CHUNK, Codes, SIDE_BY_SIDE, Total};
 use crate::shared::Shared;
 use distill_quant::packed::ROWS;
 
@@ -21,22 +21,18 @@ pub(crate) const QUERY_TILE: usize = 16;
 pub(crate) struct Inputs {
     /// `[tokens, columns]`.
     pub values: Shared<f32>,
-    /// The same as [`Codes`]; empty in the float path.
-    pub codes: Shared<i8>,
-    pub scales: Shared<f32>,
-    pub offsets: Shared<i32>,
+    /// The same quantised, laid out as [`Codes`] are; empty in the float path.
+    pub blocks: Shared<Block>,
 }
 
 impl Inputs {
     pub fn new(config: &Config, tokens: usize, integer: bool) -> Self {
         let queries = config.heads * config.head_dim;
         let elements = tokens * config.hidden_size.max(queries).max(config.feed_forward);
-        let codes = if integer { elements } else { 0 };
+        let blocks = if integer { Codes::len(tokens, elements / tokens) } else { 0 };
         Self {
             values: Shared::new(vec![0.0; elements]),
-            codes: Shared::new(vec![0; codes]),
-            scales: Shared::new(vec![0.0; codes / BLOCK]),
-            offsets: Shared::new(vec![0; codes / BLOCK]),
+            blocks: Shared::new(vec![Block::default(); blocks]),
         }
     }
 
@@ -44,23 +40,18 @@ impl Inputs {
         let queries = config.heads * config.head_dim;
         let widest = config.hidden_size.max(queries).max(config.feed_forward);
         let elements = tokens as u128 * widest as u128;
-        4 * elements + if integer { elements + 8 * (elements / BLOCK as u128) } else { 0 }
+        let blocks = if integer { elements / BLOCK as u128 } else { 0 };
+        4 * elements + size_of::<Block>() as u128 * blocks
     }
 
-    /// The codes of all tokens.
+    /// All tokens' quantised activations.
     ///
     /// # Safety
     /// As [`Shared::read`].
     #[allow(unsafe_code)]
-    pub unsafe fn codes(&self, elements: usize) -> Codes<'_> {
+    pub unsafe fn codes(&self, tokens: usize, columns: usize) -> Codes<'_> {
         // SAFETY: the caller's.
-        unsafe {
-            Codes {
-                codes: self.codes.read(0..elements),
-                scales: self.scales.read(0..elements / BLOCK),
-                offsets: self.offsets.read(0..elements / BLOCK),
-            }
-        }
+        Codes { tokens, blocks: unsafe { self.blocks.read(0..Codes::len(tokens, columns)) } }
     }
 }
 
@@ -181,3 +172,5 @@ impl Scratch {
             + queries * a_query as u128
     }
 }
+
+const _: () = assert!(TILE.is_multiple_of(SIDE_BY_SIDE) && HEAD_TILE.is_multiple_of(SIDE_BY_SIDE));

@@ -25,12 +25,12 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::buffers::{AttentionScratch, Board, PANEL, QUERY_TILE, Scratch, TILE};
 use crate::cache::{Cache, Part};
-use crate::kernels::{BLOCK, CHUNK, Queries, Total, merge};
+use crate::kernels::{BLOCK, CHUNK, Codes, Queries, Total, merge};
 use crate::model::{Activations, Inner};
 use crate::plan::{share, within};
 use crate::rope;
 use crate::team::Team;
-use crate::trace::{LinearInput, QuantizedInput, Trace};
+use crate::trace::{LinearInput, Trace};
 use crate::weights::{Layer, Matrix, Place, Storage};
 use distill_quant::packed::{Packed, ROWS};
 
@@ -446,32 +446,27 @@ impl Pass<'_, '_> {
         let columns = input.columns(&self.model.config);
         let (count, integer) = (tokens.len(), self.model.activations == Activations::Q8_0);
         let inputs = if count == 1 { &self.scratch.inputs } else { &self.board.inputs };
-        let mine = if count == 1 { 0..1 } else { self.share(count) };
-        for t in mine {
-            let at = t * columns..(t + 1) * columns;
-            let blocks = at.start / BLOCK..at.end / BLOCK;
+        // Whole tiles of tokens, whose blocks lie side by side.
+        let width = Codes::width(count);
+        let tile = width * columns / BLOCK;
+        let mine = if count == 1 { 0..1 } else { self.share(count.div_ceil(width)) };
+        for t in mine.start * width..count.min(mine.end * width) {
             // SAFETY: this thread's tokens (or its own inputs); the last readers stood before an
             // earlier barrier.
-            let values = unsafe { inputs.values.write(at.clone()) };
+            let values = unsafe { inputs.values.write(t * columns..(t + 1) * columns) };
             fill(t, values);
             if !integer {
                 continue;
             }
             // SAFETY: likewise.
-            let (codes, scales, offsets) = unsafe {
-                (
-                    inputs.codes.write(at),
-                    inputs.scales.write(blocks.clone()),
-                    inputs.offsets.write(blocks),
-                )
-            };
-            (self.model.kernels.quantize_activations)(values, codes, scales, offsets);
+            let blocks = unsafe { inputs.blocks.write(t / width * tile..(t / width + 1) * tile) };
+            let blocks = &mut blocks[t % width..];
+            (self.model.kernels.quantize_activations)(values, blocks, width);
             if self.model.has_float_linears {
                 // Linear layers of floats read what the codes stand for.
-                let blocks = values.as_chunks_mut::<BLOCK>().0.iter_mut();
-                for ((block, codes), scale) in blocks.zip(codes.as_chunks::<BLOCK>().0).zip(scales)
-                {
-                    *block = codes.map(|code| f32::from(code) * *scale);
+                let values = values.as_chunks_mut::<BLOCK>().0.iter_mut();
+                for (values, block) in values.zip(blocks.iter().step_by(width)) {
+                    *values = block.codes.map(|code| f32::from(code) * block.scale);
                 }
             }
         }
@@ -481,9 +476,8 @@ impl Pass<'_, '_> {
         if integer {
             let position = self.position + tokens.start;
             // SAFETY: written before the barrier, or by this thread for itself.
-            let all = unsafe { inputs.codes(count * columns) };
-            let (codes, scales) = (all.codes, all.scales);
-            self.trace.show(QuantizedInput { input, position, columns, codes, scales });
+            let codes = unsafe { inputs.codes(count, columns) };
+            self.trace.show(input, position, columns, codes);
         }
     }
 
@@ -498,7 +492,7 @@ impl Pass<'_, '_> {
         {
             let bytes = packed(model, *grid, columns, place, groups);
             // SAFETY: written before the last barrier, or by this thread for itself.
-            let x = unsafe { inputs.codes(tokens * columns) };
+            let x = unsafe { inputs.codes(tokens, columns) };
             let product = match grid {
                 Packed::Q4_0 => model.kernels.product_q4_0,
                 Packed::Q8_0 => model.kernels.product_q8_0,

@@ -6,6 +6,7 @@
 //! therefore takes the runtime's codes, and judges them one by one.
 
 use crate::config::Config;
+use crate::kernels::{BLOCK, Codes};
 
 /// Which linear layers read an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,9 +68,17 @@ pub(crate) struct Trace<'a> {
 }
 
 impl Trace<'_> {
-    pub fn show(&mut self, input: QuantizedInput<'_>) {
-        if let Some(observer) = &mut self.observer {
-            observer(input);
-        }
+    pub fn show(&mut self, input: LinearInput, position: usize, columns: usize, codes: Codes<'_>) {
+        let Some(observer) = &mut self.observer else { return };
+        let blocks: Vec<_> = (0..codes.tokens)
+            .flat_map(|t| (0..columns / BLOCK).map(move |b| codes.block(t, b)))
+            .collect();
+        observer(QuantizedInput {
+            input,
+            position,
+            columns,
+            codes: &blocks.iter().flat_map(|block| block.codes).collect::<Vec<_>>(),
+            scales: &blocks.iter().map(|block| block.scale).collect::<Vec<_>>(),
+        });
     }
 }

@@ -43,7 +43,7 @@ pub(crate) struct Total {
 /// Attention of some queries over one chunk; see [`super::scalar`] for the order of every sum.
 pub(crate) type Attend<T> = fn(queries: Queries<'_>, cached: Cached<'_, T>);
 
-/// Up to four of the queries: what a register tile holds.
+/// Some of the queries, at most as many as a tile of registers takes.
 pub(super) struct Tile<'a> {
     pub queries: &'a [f32],
     pub seen: &'a [u32],
@@ -61,12 +61,15 @@ impl Queries<'_> {
         self.queries.len() / self.seen.len()
     }
 
-    /// Calls `each` with four queries at a time, and then with those that remain.
-    pub(super) fn by_tiles(self, mut each: impl FnMut(Tile<'_>)) {
+    /// Calls `each` with the next queries, as many as the first of `sizes` that are left; 1 is the
+    /// last size.
+    pub(super) fn by_tiles(self, sizes: &[usize], mut each: impl FnMut(Tile<'_>)) {
         let head_dim = self.head_dim();
         let weights = self.weights.as_chunks_mut::<CHUNK>().0;
-        for from in (0..self.seen.len()).step_by(4) {
-            let to = self.seen.len().min(from + 4);
+        let mut from = 0;
+        while from < self.seen.len() {
+            let left = self.seen.len() - from;
+            let to = from + sizes.iter().find(|&&size| size <= left).map_or(left, |&size| size);
             let seen = &self.seen[from..to];
             each(Tile {
                 queries: &self.queries[from * head_dim..to * head_dim],
@@ -76,6 +79,7 @@ impl Queries<'_> {
                 mixed: &mut self.mixed[from * head_dim..to * head_dim],
                 furthest: seen.iter().fold(0, |most, &seen| most.max(seen)) as usize,
             });
+            from = to;
         }
     }
 }

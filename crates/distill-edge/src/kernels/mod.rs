@@ -20,7 +20,7 @@ mod tests;
 mod x86_64;
 
 pub(crate) use attention::{Attend, CHUNK, Cached, POSITIONS, Queries, Total};
-pub(crate) use codes::Codes;
+pub(crate) use codes::{Block, Codes, SIDE_BY_SIDE};
 pub(crate) use scalar::merge;
 
 use crate::model::KernelChoice;
@@ -30,9 +30,8 @@ const LANES: usize = 8;
 /// Elements of a block of 4-bit or 8-bit values.
 pub(crate) const BLOCK: usize = distill_quant::BLOCK;
 
-/// Values of whole blocks → codes, scales and offsets as [`Codes`] has them.
-pub(crate) type Quantize =
-    fn(values: &[f32], codes: &mut [i8], scales: &mut [f32], offsets: &mut [i32]);
+/// Values of whole blocks → quantised ones: block b becomes `blocks[b * step]`.
+pub(crate) type Quantize = fn(values: &[f32], blocks: &mut [Block], step: usize);
 
 /// `y[t * stride + r] = Σ_c w[r, c] · x[t, c]`.
 ///
@@ -54,7 +53,6 @@ pub(crate) struct Kernels {
     pub dequantize_f16: fn(&[u8], &mut [f32]),
     /// Values → binary16 bits, round to nearest even (the KV cache).
     pub to_f16: fn(&[f32], &mut [u16]),
-    /// Values (whole blocks) → what [`Codes`] holds: codes, scales, offsets.
     pub quantize_activations: Quantize,
     pub matmul_f32: MatmulF32,
     pub product_q4_0: Product,

@@ -11,7 +11,7 @@ use std::hint::black_box;
 
 use distill_quant::{f16, q8_0};
 
-use super::{BLOCK, CHUNK, Cached, Codes, Kernels, LANES, POSITIONS, Queries, Total};
+use super::{BLOCK, Block, CHUNK, Cached, Codes, Kernels, LANES, POSITIONS, Queries, Total};
 use distill_quant::packed::{self, Packed, ROWS};
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -41,16 +41,12 @@ fn to_f16(values: &[f32], bits: &mut [u16]) {
     }
 }
 
-pub(super) fn quantize_activations(
-    values: &[f32],
-    codes: &mut [i8],
-    scales: &mut [f32],
-    offsets: &mut [i32],
-) {
-    let blocks = values.as_chunks::<BLOCK>().0.iter().zip(codes.as_chunks_mut::<BLOCK>().0);
-    for ((block, codes), (scale, offset)) in blocks.zip(scales.iter_mut().zip(offsets)) {
-        (*scale, *codes) = q8_0::quantize_activation(block);
-        *offset = -8 * codes.iter().map(|&code| i32::from(code)).sum::<i32>();
+fn quantize_activations(values: &[f32], blocks: &mut [Block], step: usize) {
+    for (values, block) in values.as_chunks::<BLOCK>().0.iter().zip(blocks.iter_mut().step_by(step))
+    {
+        let (scale, codes) = q8_0::quantize_activation(values);
+        let offset = -8 * codes.iter().map(|&code| i32::from(code)).sum::<i32>();
+        *block = Block { scale, offset, codes };
     }
 }
 
@@ -74,15 +70,15 @@ fn matmul_f32(w: &[f32], x: &[f32], columns: usize, y: &mut [f32], stride: usize
 fn product(grid: Packed, w: &[u8], x: Codes<'_>, columns: usize, y: &mut [f32], stride: usize) {
     let blocks = columns / BLOCK;
     for (g, group) in w.chunks_exact(grid.group_bytes(columns)).enumerate() {
-        for (t, codes) in x.codes.chunks_exact(columns).enumerate() {
+        for t in 0..x.tokens {
             let mut rows = [0.0_f32; ROWS];
-            let records = group.chunks_exact(group.len() / blocks);
-            for (b, (record, a)) in records.zip(codes.as_chunks::<BLOCK>().0).enumerate() {
+            for (b, record) in group.chunks_exact(group.len() / blocks).enumerate() {
+                let a = x.block(t, b);
                 for (r, row) in rows.iter_mut().enumerate() {
                     let w = grid.codes(record, r);
                     let sum: i32 =
-                        w.iter().zip(a).map(|(w, a)| i32::from(*w) * i32::from(*a)).sum();
-                    let scale = packed::scale(record, r) * x.scales[t * blocks + b];
+                        w.iter().zip(a.codes).map(|(w, a)| i32::from(*w) * i32::from(a)).sum();
+                    let scale = packed::scale(record, r) * a.scale;
                     *row = (sum as f32).mul_add(scale, *row);
                 }
             }
@@ -242,12 +238,10 @@ mod tests {
         let (rows, columns) = (21, 96);
         let values: Vec<f32> =
             (0..rows * columns).map(|i| ((i * 37 % 101) as f32 - 50.0) / 17.0).collect();
-        let blocks = columns / BLOCK;
-        let (mut codes, mut scales, mut offsets) =
-            (vec![0; columns], vec![0.0; blocks], vec![0; blocks]);
-        quantize_activations(&values[..columns], &mut codes, &mut scales, &mut offsets);
-        let x = Codes { codes: &codes, scales: &scales, offsets: &offsets };
-        let mut bytes = vec![0; rows * blocks * q4_0::BYTES];
+        let mut blocks = vec![Block::default(); columns / BLOCK];
+        quantize_activations(&values[..columns], &mut blocks, 1);
+        let x = Codes { tokens: 1, blocks: &blocks };
+        let mut bytes = vec![0; rows * blocks.len() * q4_0::BYTES];
         q4_0::quantize_row(&values, &mut bytes);
         let mut w = vec![0.0; rows * columns];
         q4_0::dequantize(&bytes, &mut w);
@@ -266,8 +260,8 @@ mod tests {
                 true => (0..columns)
                     .map(|c| {
                         f64::from(w[r * columns + c])
-                            * f64::from(codes[c])
-                            * f64::from(scales[c / BLOCK])
+                            * f64::from(blocks[c / BLOCK].codes[c % BLOCK])
+                            * f64::from(blocks[c / BLOCK].scale)
                     })
                     .sum(),
                 false => 0.0,

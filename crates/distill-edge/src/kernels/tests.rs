@@ -2,7 +2,10 @@
 
 use distill_quant::{f16, q4_0, q8_0};
 
-use super::{BLOCK, CHUNK, Cached, Codes, Kernels, POSITIONS, Queries, Total, scalar, tables};
+use super::{
+    BLOCK, Block, CHUNK, Cached, Codes, Kernels, POSITIONS, Queries, SIDE_BY_SIDE, Total, scalar,
+    tables,
+};
 use distill_quant::packed::{Packed, ROWS};
 
 /// Values of very different sizes, with zeros, the same for the same seed.
@@ -61,13 +64,18 @@ fn float_products_equal_the_specification_at_every_shape() {
     }
 }
 
-/// Codes, scales and offsets of some activations.
-fn quantized(kernels: &Kernels, x: &[f32]) -> (Vec<i8>, Vec<f32>, Vec<i32>) {
-    let blocks = x.len() / BLOCK;
-    let (mut codes, mut scales) = (vec![1; x.len()], vec![1.0; blocks]);
-    let mut offsets = vec![1; blocks];
-    (kernels.quantize_activations)(x, &mut codes, &mut scales, &mut offsets);
-    (codes, scales, offsets)
+/// Some tokens' activations as [`Codes`] has them; what stands for no token would spoil any sum.
+fn quantized(kernels: &Kernels, x: &[f32], tokens: usize) -> Vec<Block> {
+    let (columns, width) = (x.len() / tokens, Codes::width(tokens));
+    let none = Block { scale: f32::NAN, offset: i32::MAX, codes: [127; BLOCK] };
+    let mut blocks = vec![none; Codes::len(tokens, columns)];
+    let tiles = blocks.chunks_exact_mut(columns / BLOCK * width);
+    for (tile, x) in tiles.zip(x.chunks(width * columns)) {
+        for (t, x) in x.chunks_exact(columns).enumerate() {
+            (kernels.quantize_activations)(x, &mut tile[t..], width);
+        }
+    }
+    blocks
 }
 
 fn pack(grid: Packed, rows: &[u8], columns: usize) -> Vec<u8> {
@@ -88,8 +96,7 @@ fn integer_products_equal_the_specification_at_every_shape() {
         for (rows, tokens) in [(16, 1), (16, 4), (32, 5), (48, 3), (17, 9), (5, 17)] {
             let mut x = values(tokens * columns, 3);
             x[..BLOCK].fill(0.0);
-            let (codes, scales, offsets) = quantized(&scalar::KERNELS, &x);
-            let x = Codes { codes: &codes, scales: &scales, offsets: &offsets };
+            let x = Codes { tokens, blocks: &quantized(&scalar::KERNELS, &x, tokens) };
             let w = values(rows * columns, 4);
             let mut q4 = vec![0; w.len() / BLOCK * q4_0::BYTES];
             let mut q8 = vec![0; w.len() / BLOCK * q8_0::BYTES];
@@ -123,11 +130,8 @@ fn the_largest_codes_do_not_overflow() {
             // A tile of tokens, and one more.
             const TOKENS: usize = 9;
             let offset = -8 * 32 * i32::from(activation);
-            let x = Codes {
-                codes: &[activation; TOKENS * BLOCK],
-                scales: &[1.0; TOKENS],
-                offsets: &[offset; TOKENS],
-            };
+            let block = Block { scale: 1.0, offset, codes: [activation; BLOCK] };
+            let x = Codes { tokens: TOKENS, blocks: &[block; 2 * SIDE_BY_SIDE] };
             let want = 32.0 * weight * f32::from(activation);
             for table in tables() {
                 let product = match grid {
@@ -176,11 +180,11 @@ fn activation_quantising_equals_the_specification() {
         *x = if i == 5 { -127.0 } else { i as f32 - 15.5 };
     }
     check("quantize_activations", |kernels| {
-        let (codes, scales, offsets) = quantized(kernels, &x);
-        for (codes, offset) in codes.as_chunks::<BLOCK>().0.iter().zip(&offsets) {
+        let blocks = quantized(kernels, &x, 1);
+        for Block { codes, offset, .. } in &blocks {
             assert_eq!(-8 * codes.iter().map(|&c| i32::from(c)).sum::<i32>(), *offset);
         }
-        (codes, bits(&scales), offsets)
+        blocks.iter().map(|b| (b.codes, b.scale.to_bits(), b.offset)).collect::<Vec<_>>()
     });
 }
 

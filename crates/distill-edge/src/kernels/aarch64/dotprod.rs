@@ -6,8 +6,7 @@ use std::arch::aarch64::{int8x16_t, int32x4_t, vdupq_n_s8, vdupq_n_s32, vld1q_s8
 use std::arch::{asm, is_aarch64_feature_detected};
 use std::hint::black_box;
 
-use super::super::Kernels;
-use super::super::codes::Token;
+use super::super::{Block, Kernels};
 use super::neon;
 use super::product::products;
 
@@ -26,7 +25,7 @@ static KERNELS: Kernels = Kernels {
     ..neon::KERNELS
 };
 
-products!("neon,dotprod", [8, 4, 1], sums);
+products!("neon,dotprod", 8, sums);
 
 /// Adds to lane r the products of bytes 4 r … 4 r + 3 of `w` and 4 LANE … 4 LANE + 3 of `a`.
 /// (`vdotq_laneq_s32`, which is not stable.)
@@ -54,8 +53,7 @@ fn dot<const LANE: i32>(sum: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32x4_t
 #[inline]
 pub fn sums<const RUN: usize, const RUNS: usize, const T: usize>(
     codes: &[[int8x16_t; RUN]; RUNS],
-    x: &[Token<'_>; T],
-    b: usize,
+    x: &[Block; T],
     start: [i32; T],
 ) -> [int32x4_t; T] {
     let mut sums = [vdupq_n_s32(0); T];
@@ -65,7 +63,7 @@ pub fn sums<const RUN: usize, const RUNS: usize, const T: usize>(
     for (half, codes) in codes.as_flattened().as_chunks::<4>().0.iter().enumerate() {
         let mut sixteen = [vdupq_n_s8(0); T];
         for t in 0..T {
-            let a = &x[t].codes[b].as_chunks::<16>().0[half];
+            let a = &x[t].codes.as_chunks::<16>().0[half];
             // SAFETY: 16 bytes are readable; the load needs no alignment.
             sixteen[t] = unsafe { vld1q_s8(a.as_ptr()) };
         }

@@ -1,5 +1,5 @@
 //! `smmla`: products of quantised rows with pairs of tokens, eight products a lane and
-//! instruction. Those with few tokens are `sdot`'s, and the rest is NEON's.
+//! instruction. Those with one token are `sdot`'s, and the rest is NEON's.
 //!
 //! The instruction multiplies two rows by two tokens over eight columns:
 //!
@@ -18,8 +18,7 @@ use std::arch::aarch64::{
 use std::arch::{asm, is_aarch64_feature_detected};
 use std::hint::black_box;
 
-use super::super::codes::Token;
-use super::super::{BLOCK, Kernels};
+use super::super::{BLOCK, Block, Kernels};
 use super::product::products;
 use super::{dotprod, neon};
 
@@ -39,7 +38,7 @@ static KERNELS: Kernels = Kernels {
     ..neon::KERNELS
 };
 
-products!("neon,dotprod,i8mm", [8, 4, 1], sums);
+products!("neon,dotprod,i8mm", 8, sums);
 
 /// Adds the 2 × 2 products of two rows of eight bytes by two others.
 /// (`vmmlaq_s32`, which is not stable.)
@@ -60,20 +59,16 @@ fn multiply(sums: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32x4_t {
     out
 }
 
-/// Tokens from which on interleaving pays.
-const PAYS: usize = 8;
-
 /// Four rows' sums of each token.
 #[target_feature(enable = "neon,dotprod,i8mm")]
 #[inline]
 fn sums<const RUN: usize, const RUNS: usize, const T: usize>(
     codes: &[[int8x16_t; RUN]; RUNS],
-    x: &[Token<'_>; T],
-    b: usize,
+    x: &[Block; T],
     start: [i32; T],
 ) -> [int32x4_t; T] {
-    if T < PAYS {
-        return dotprod::sums(codes, x, b, start);
+    if T == 1 {
+        return dotprod::sums(codes, x, start);
     }
     let mut sums = [vdupq_n_s32(0); T];
     for (sums, start) in sums.as_chunks_mut::<2>().0.iter_mut().zip(start.as_chunks::<2>().0) {
@@ -84,7 +79,7 @@ fn sums<const RUN: usize, const RUNS: usize, const T: usize>(
         let upper = vreinterpretq_s8_s32(vzip1q_s32(first, second));
         let lower = vreinterpretq_s8_s32(vzip2q_s32(first, second));
         for (sums, x) in sums.as_chunks_mut::<2>().0.iter_mut().zip(x.as_chunks::<2>().0) {
-            let a = vcombine_s8(eight(&x[0].codes[b], step), eight(&x[1].codes[b], step));
+            let a = vcombine_s8(eight(&x[0].codes, step), eight(&x[1].codes, step));
             *sums = [multiply(sums[0], upper, a), multiply(sums[1], lower, a)];
         }
     }

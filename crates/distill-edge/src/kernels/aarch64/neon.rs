@@ -20,15 +20,15 @@ use distill_quant::f16;
 
 use super::super::cover::cover;
 use super::super::scalar::{self, exponential, reduce, rms_scale};
-use super::super::{BLOCK, Kernels, LANES};
+use super::super::{BLOCK, Block, Kernels, LANES};
 
 pub static KERNELS: Kernels = Kernels {
     name: "neon",
     // SAFETY (all): NEON belongs to every target that has the standard library.
     dequantize_f16: |bytes, values| unsafe { dequantize_f16(bytes, values) },
     to_f16: |values, bits| unsafe { to_f16(values, bits) },
-    quantize_activations: |values, codes, scales, offsets| unsafe {
-        quantize_activations(values, codes, scales, offsets)
+    quantize_activations: |values, blocks, step| unsafe {
+        quantize_activations(values, blocks, step)
     },
     matmul_f32: |w, x, columns, y, stride| unsafe { matmul_f32(w, x, columns, y, stride) },
     product_q4_0: |w, x, columns, y, stride| unsafe {
@@ -137,10 +137,10 @@ fn to_f16(values: &[f32], bits: &mut [u16]) {
 }
 
 #[target_feature(enable = "neon")]
-fn quantize_activations(values: &[f32], codes: &mut [i8], scales: &mut [f32], offsets: &mut [i32]) {
-    let blocks = values.as_chunks::<BLOCK>().0.iter().zip(codes.as_chunks_mut::<BLOCK>().0);
-    for ((block, codes), (scale, offset)) in blocks.zip(scales.iter_mut().zip(offsets)) {
-        let parts = block.as_chunks::<LANES>().0;
+fn quantize_activations(values: &[f32], blocks: &mut [Block], step: usize) {
+    for (values, block) in values.as_chunks::<BLOCK>().0.iter().zip(blocks.iter_mut().step_by(step))
+    {
+        let parts = values.as_chunks::<LANES>().0;
         let x =
             [load_f32(&parts[0]), load_f32(&parts[1]), load_f32(&parts[2]), load_f32(&parts[3])];
         let largest = x.map(|[low, high]| vmaxq_f32(vabsq_f32(low), vabsq_f32(high)));
@@ -148,11 +148,10 @@ fn quantize_activations(values: &[f32], codes: &mut [i8], scales: &mut [f32], of
             vmaxq_f32(vmaxq_f32(largest[0], largest[1]), vmaxq_f32(largest[2], largest[3]));
         let d = vmaxvq_f32(largest) / 127.0;
         if d < f32::MIN_POSITIVE {
-            (*scale, *offset) = (0.0, 0);
-            codes.fill(0);
+            *block = Block::default();
             continue;
         }
-        *scale = d;
+        block.scale = d;
         let reciprocal = vdupq_n_f32(1.0 / d);
         // To nearest, ties to even. No product is beyond ±127 by more than its rounding.
         let eight = x.map(|x| {
@@ -160,8 +159,8 @@ fn quantize_activations(values: &[f32], codes: &mut [i8], scales: &mut [f32], of
             vmovn_s16(vcombine_s16(low, high))
         });
         let halves = [vcombine_s8(eight[0], eight[1]), vcombine_s8(eight[2], eight[3])];
-        *offset = -8 * (i32::from(vaddlvq_s8(halves[0])) + i32::from(vaddlvq_s8(halves[1])));
-        for (codes, half) in codes.as_chunks_mut::<16>().0.iter_mut().zip(halves) {
+        block.offset = -8 * (i32::from(vaddlvq_s8(halves[0])) + i32::from(vaddlvq_s8(halves[1])));
+        for (codes, half) in block.codes.as_chunks_mut::<16>().0.iter_mut().zip(halves) {
             // SAFETY: 16 bytes are writable; the store needs no alignment.
             unsafe { vst1q_s8(codes.as_mut_ptr(), half) };
         }

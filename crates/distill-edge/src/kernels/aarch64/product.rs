@@ -27,7 +27,7 @@ pub mod q4_0 {
         int8x16_t, vandq_u8, vdupq_n_s8, vdupq_n_u8, vreinterpretq_s8_u8, vshrq_n_u8,
     };
 
-    use super::super::super::codes::Token;
+    use super::super::super::Block;
     use super::load;
     pub use distill_quant::packed::Q4_0_RECORD as RECORD;
 
@@ -47,8 +47,8 @@ pub mod q4_0 {
 
     /// Takes back what the sums are too large by.
     #[inline]
-    pub fn start(token: &Token<'_>, block: usize) -> i32 {
-        token.offsets[block]
+    pub fn start(x: &Block) -> i32 {
+        x.offset
     }
 }
 
@@ -56,7 +56,7 @@ pub mod q4_0 {
 pub mod q8_0 {
     use std::arch::aarch64::{int8x16_t, vdupq_n_s8, vreinterpretq_s8_u8};
 
-    use super::super::super::codes::Token;
+    use super::super::super::Block;
     use super::load;
     pub use distill_quant::packed::Q8_0_RECORD as RECORD;
 
@@ -73,7 +73,7 @@ pub mod q8_0 {
 
     /// The sums are exact.
     #[inline]
-    pub fn start(_: &Token<'_>, _: usize) -> i32 {
+    pub fn start(_: &Block) -> i32 {
         0
     }
 }
@@ -103,21 +103,21 @@ pub fn store(value: float32x4_t, to: &mut [f32; 4]) {
     unsafe { vst1q_f32(to.as_mut_ptr(), value) }
 }
 
-/// `product_q4_0` and `product_q8_0` for an instruction set: `products!(features, [tokens of a tile,
-/// widest first, down to 1], sums)`.
+/// `product_q4_0` and `product_q8_0` for an instruction set: `products!(features, tokens of a tile,
+/// sums)`.
 ///
-/// `$sums(codes: &[[int8x16_t; _]; _], x: &[Token; T], b, start: [i32; T]) -> [int32x4_t; T]` gives
-/// `start[t] + Σ_c codes[r, c] · a[t][c]` with block b of the activations, row r in lane r. A macro,
-/// because all of it has to be compiled for the instruction set of the sums; and without closures
-/// in its loops, since the standard library's functions that call them are not.
+/// `$sums(codes: &[[int8x16_t; _]; _], x: &[Block; T], start: [i32; T]) -> [int32x4_t; T]` gives
+/// `start[t] + Σ_c codes[r, c] · x[t].codes[c]`, row r in lane r. A macro, because all of it has to
+/// be compiled for the instruction set of the sums; and without closures in its loops, since the
+/// standard library's functions that call them are not.
 macro_rules! products {
-    ($features:literal, $tiles:tt, $sums:ident) => {
-        products!($features, $tiles, $sums, q4_0, product_q4_0, tile_q4_0);
-        products!($features, $tiles, $sums, q8_0, product_q8_0, tile_q8_0);
+    ($features:literal, $tokens:literal, $sums:ident) => {
+        products!($features, $tokens, $sums, q4_0, product_q4_0, all_q4_0, tile_q4_0);
+        products!($features, $tokens, $sums, q8_0, product_q8_0, all_q8_0, tile_q8_0);
     };
     (
-        $features:literal, [$($tokens:literal),*], $sums:ident,
-        $grid:ident, $product:ident, $tile:ident
+        $features:literal, $tokens:literal, $sums:ident,
+        $grid:ident, $product:ident, $all:ident, $tile:ident
     ) => {
         #[target_feature(enable = $features)]
         pub fn $product(
@@ -127,47 +127,65 @@ macro_rules! products {
             y: &mut [f32],
             stride: usize,
         ) {
-            use distill_quant::packed::ROWS;
-            use $crate::kernels::aarch64::product::$grid::RECORD;
-            use $crate::kernels::{BLOCK, codes::Token};
-
-            let blocks = columns / BLOCK;
-            let groups = w.as_chunks::<RECORD>().0.chunks_exact(blocks);
-            let tokens = x.codes.len() / columns;
-            for (g, group) in groups.enumerate() {
-                let mut t = 0;
-                $(while tokens - t >= $tokens {
-                    let x: [_; $tokens] = std::array::from_fn(|i| Token::new(&x, t + i, blocks));
-                    for (i, rows) in $tile(group, &x).into_iter().enumerate() {
-                        let y = &mut y[(t + i) * stride + g * ROWS..][..ROWS];
-                        y.copy_from_slice(rows.as_flattened());
-                    }
-                    t += $tokens;
-                })*
+            match x.tokens {
+                1 => $all::<1, 1>(w, x, columns, y, stride),
+                _ => $all::<$tokens, { $crate::kernels::SIDE_BY_SIDE }>(w, x, columns, y, stride),
             }
         }
 
+        /// In tiles of T tokens, of which W lie side by side.
         #[target_feature(enable = $features)]
         #[inline]
-        fn $tile<const T: usize>(
+        fn $all<const T: usize, const W: usize>(
+            w: &[u8],
+            x: $crate::kernels::Codes<'_>,
+            columns: usize,
+            y: &mut [f32],
+            stride: usize,
+        ) {
+            use distill_quant::packed::ROWS;
+            use $crate::kernels::BLOCK;
+            use $crate::kernels::aarch64::product::$grid::RECORD;
+
+            let blocks = columns / BLOCK;
+            for (first, x_tile) in (0..x.tokens).step_by(W).zip(x.tiles::<W>(blocks)) {
+                let end = x.tokens.min(first + W);
+                for from in (first..end).step_by(T) {
+                    let groups = w.as_chunks::<RECORD>().0.chunks_exact(blocks);
+                    for (g, group) in groups.enumerate() {
+                        let all = $tile::<T, W>(group, x_tile, from - first);
+                        for (t, rows) in (from..end).zip(&all) {
+                            let y = &mut y[t * stride + g * ROWS..][..ROWS];
+                            y.copy_from_slice(rows.as_flattened());
+                        }
+                    }
+                }
+            }
+        }
+
+        /// The tokens from `from` on.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn $tile<const T: usize, const W: usize>(
             group: &[[u8; $crate::kernels::aarch64::product::$grid::RECORD]],
-            x: &[$crate::kernels::codes::Token<'_>; T],
+            x: &[[$crate::kernels::Block; W]],
+            from: usize,
         ) -> [[[f32; 4]; 4]; T] {
             use std::arch::aarch64::{vcvtq_f32_s32, vdupq_n_f32, vfmaq_f32, vmulq_n_f32};
             use $crate::kernels::aarch64::product::{scales, store, $grid};
 
-            x.iter().for_each(|x| x.assert_blocks(group.len()));
             let mut acc = [[vdupq_n_f32(0.0); 4]; T];
-            for (b, record) in group.iter().enumerate() {
+            for (record, x) in group.iter().zip(x) {
+                let x = x[from..].first_chunk::<T>().expect("T divides W");
                 let mut start = [0; T];
                 for t in 0..T {
-                    start[t] = $grid::start(&x[t], b);
+                    start[t] = $grid::start(&x[t]);
                 }
                 for quarter in 0..4 {
-                    let sums = $sums(&$grid::codes(record, quarter), x, b, start);
+                    let sums = $sums(&$grid::codes(record, quarter), x, start);
                     let scales = scales(record, quarter);
                     for t in 0..T {
-                        let scale = vmulq_n_f32(scales, x[t].scales[b]);
+                        let scale = vmulq_n_f32(scales, x[t].scale);
                         let sum = vcvtq_f32_s32(sums[t]);
                         acc[t][quarter] = vfmaq_f32(acc[t][quarter], sum, scale);
                     }

@@ -13,15 +13,15 @@ use std::arch::x86_64::{
     _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_madd_epi16, _mm256_maddubs_epi16,
     _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_packs_epi16, _mm256_packs_epi32,
     _mm256_permutevar8x32_epi32, _mm256_round_ps, _mm256_set_epi32, _mm256_set1_epi8,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32,
-    _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_ps,
+    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
+    _mm256_slli_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_ps,
 };
 
 use distill_quant::f16;
 
 use super::super::cover::cover;
 use super::super::scalar::{self, exponential, reduce, rms_scale};
-use super::super::{BLOCK, Kernels, LANES};
+use super::super::{BLOCK, Block, Kernels, LANES};
 
 /// The table, where the CPU has the instructions.
 pub fn table() -> Option<&'static Kernels> {
@@ -37,8 +37,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     // set, which implies it) has found the three instruction sets the functions are compiled for.
     dequantize_f16: |bytes, values| unsafe { dequantize_f16(bytes, values) },
     to_f16: |values, bits| unsafe { to_f16(values, bits) },
-    quantize_activations: |values, codes, scales, offsets| unsafe {
-        quantize_activations(values, codes, scales, offsets)
+    quantize_activations: |values, blocks, step| unsafe {
+        quantize_activations(values, blocks, step)
     },
     matmul_f32: |w, x, columns, y, stride| unsafe { matmul_f32(w, x, columns, y, stride) },
     product_q4_0: |w, x, columns, y, stride| unsafe {
@@ -89,6 +89,16 @@ fn sum(value: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(pairs, _mm_shuffle_ps::<1>(pairs, pairs)))
 }
 
+/// The largest of eight numbers.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn max(value: __m256) -> f32 {
+    use std::arch::x86_64::{_mm_cvtss_f32, _mm_max_ps, _mm_max_ss, _mm_movehl_ps, _mm_shuffle_ps};
+    let halves = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps::<1>(value));
+    let pairs = _mm_max_ps(halves, _mm_movehl_ps(halves, halves));
+    _mm_cvtss_f32(_mm_max_ss(pairs, _mm_shuffle_ps::<1>(pairs, pairs)))
+}
+
 // ---- Conversions ----
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -117,38 +127,41 @@ fn to_f16(values: &[f32], bits: &mut [u16]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn quantize_activations(values: &[f32], codes: &mut [i8], scales: &mut [f32], offsets: &mut [i32]) {
+fn quantize_activations(values: &[f32], blocks: &mut [Block], step: usize) {
     let magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFF_FFFF));
     // packs works within 128-bit halves; this puts the eight groups of four back in order.
     let order = _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0);
     let ones = (_mm256_set1_epi8(1), _mm256_set1_epi16(1));
-    let blocks = values.as_chunks::<BLOCK>().0.iter().zip(codes.as_chunks_mut::<BLOCK>().0);
-    for ((block, codes), (scale, offset)) in blocks.zip(scales.iter_mut().zip(offsets)) {
-        let parts = block.as_chunks::<LANES>().0;
-        let x =
-            [load_f32(&parts[0]), load_f32(&parts[1]), load_f32(&parts[2]), load_f32(&parts[3])];
-        let a = x.map(|x| _mm256_and_ps(x, magnitude));
-        let largest = lanes(_mm256_max_ps(_mm256_max_ps(a[0], a[1]), _mm256_max_ps(a[2], a[3])));
-        let d = largest.iter().fold(0.0_f32, |m, &v| m.max(v)) / 127.0;
+    for (values, block) in values.as_chunks::<BLOCK>().0.iter().zip(blocks.iter_mut().step_by(step))
+    {
+        let mut x = [_mm256_setzero_ps(); 4];
+        let mut largest = _mm256_setzero_ps();
+        for (x, part) in x.iter_mut().zip(values.as_chunks::<LANES>().0) {
+            *x = load_f32(part);
+            largest = _mm256_max_ps(_mm256_and_ps(*x, magnitude), largest);
+        }
+        let d = max(largest) / 127.0;
         if d < f32::MIN_POSITIVE {
-            (*scale, *offset) = (0.0, 0);
-            codes.fill(0);
+            *block = Block::default();
             continue;
         }
-        *scale = d;
+        block.scale = d;
         let reciprocal = _mm256_set1_ps(1.0 / d);
-        let i = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, reciprocal)));
+        let mut i = [_mm256_setzero_si256(); 4];
+        for (i, x) in i.iter_mut().zip(x) {
+            *i = _mm256_cvtps_epi32(_mm256_mul_ps(x, reciprocal));
+        }
         let packed =
             _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
         let sums = _mm256_madd_epi16(_mm256_maddubs_epi16(ones.0, packed), ones.1);
         let mut eight = [0_i32; LANES];
         // SAFETY: 32 bytes are writable; the store needs no alignment.
         unsafe { _mm256_storeu_si256(eight.as_mut_ptr().cast(), sums) };
-        *offset = -8 * eight.iter().sum::<i32>();
+        block.offset = -8 * eight.iter().sum::<i32>();
         // SAFETY: 32 bytes are writable; the store needs no alignment.
         unsafe {
             _mm256_storeu_si256(
-                codes.as_mut_ptr().cast(),
+                block.codes.as_mut_ptr().cast(),
                 _mm256_permutevar8x32_epi32(packed, order),
             )
         };

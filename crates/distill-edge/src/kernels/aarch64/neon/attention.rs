@@ -57,7 +57,7 @@ pub fn attend_f16(queries: Queries<'_>, cached: Cached<'_, u16>) {
 #[inline]
 fn attend<T: Load>(queries: Queries<'_>, cached: Cached<'_, T>) {
     let (head_dim, scale) = (queries.head_dim(), queries.scale);
-    queries.by_tiles(|tile| match tile.seen.len() {
+    queries.by_tiles(&[4, 3, 2, 1], |tile| match tile.seen.len() {
         1 => attend_tile::<1, T>(tile, head_dim, scale, cached),
         2 => attend_tile::<2, T>(tile, head_dim, scale, cached),
         3 => attend_tile::<3, T>(tile, head_dim, scale, cached),
@@ -73,7 +73,7 @@ fn attend_tile<const Q: usize, T: Load>(
     scale: f32,
     cached: Cached<'_, T>,
 ) {
-    let Tile { queries, seen, weights, totals, mixed, furthest } = tile;
+    let Tile { queries, seen, weights, totals, mixed, furthest, .. } = tile;
     scores::<Q, T>(queries, cached.keys, furthest, head_dim, weights);
     for ((weights, &seen), total) in weights.iter_mut().zip(seen).zip(totals) {
         *total = softmax(weights, seen as usize, furthest, scale);

@@ -14,20 +14,18 @@ use std::arch::aarch64::{
 };
 use std::hint::black_box;
 
-use super::super::super::BLOCK;
-use super::super::super::codes::Token;
+use super::super::super::{BLOCK, Block};
 use super::super::product::products;
 
 // Not four tokens: broadcast activations and 16-bit sums take registers too.
-products!("neon", [2, 1], sums);
+products!("neon", 2, sums);
 
 /// Four rows' sums of each token.
 #[target_feature(enable = "neon")]
 #[inline]
 fn sums<const RUN: usize, const RUNS: usize, const T: usize>(
     codes: &[[int8x16_t; RUN]; RUNS],
-    x: &[Token<'_>; T],
-    b: usize,
+    x: &[Block; T],
     start: [i32; T],
 ) -> [int32x4_t; T] {
     let mut sums = [[vdupq_n_s32(0); 2]; T];
@@ -35,7 +33,7 @@ fn sums<const RUN: usize, const RUNS: usize, const T: usize>(
         for t in 0..T {
             let mut products = [vdupq_n_s16(0); 2];
             for (k, codes) in run.iter().enumerate() {
-                products = multiply(products, *codes, broadcast(&x[t].codes[b], RUN * r + k));
+                products = multiply(products, *codes, broadcast(&x[t].codes, RUN * r + k));
             }
             sums[t] = widen(sums[t], products);
         }

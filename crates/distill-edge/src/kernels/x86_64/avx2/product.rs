@@ -26,11 +26,12 @@ use std::arch::x86_64::{
 };
 use std::hint::black_box;
 
-use super::super::super::codes::Token;
-use super::super::super::{BLOCK, Codes, LANES};
+use super::super::super::{BLOCK, Block, Codes, LANES, SIDE_BY_SIDE};
 use super::store_f32;
 use distill_quant::packed::{Q4_0_RECORD, Q8_0_RECORD, ROWS, SCALES};
 
+/// Tokens of a tile: with as many sums they fill the registers.
+const TILE: usize = 4;
 /// Bytes ahead of the current record that are asked for: decoding reads every weight once, and
 /// the hardware alone stops at each page.
 const AHEAD: usize = 2048;
@@ -69,32 +70,32 @@ fn prefetch<const BYTES: usize>(record: &[u8; BYTES]) {
     }
 }
 
+/// The sums of eight rows with T tokens over a record.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn sum_q4_0<const T: usize>(
     record: &[u8; Q4_0_RECORD],
     half: usize,
-    b: usize,
-    x: &[Token<'_>; T],
+    x: &[Block; T],
 ) -> [__m256i; T] {
     let nibble = _mm256_set1_epi8(15);
     let mut sums = [_mm256_setzero_si256(); T];
-    for j in 0..4 {
-        let packed = load(record, SCALES + 64 * j + 32 * half);
+    for step in 0..4 {
+        let packed = load(record, SCALES + 64 * step + 32 * half);
         let low = _mm256_and_si256(packed, nibble);
         let high = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), nibble);
         for t in 0..T {
-            let codes = &x[t].codes[b];
+            let codes = &x[t].codes;
             let pairs = _mm256_add_epi16(
-                _mm256_maddubs_epi16(low, broadcast(codes, 4 * j)),
-                _mm256_maddubs_epi16(high, broadcast(codes, 16 + 4 * j)),
+                _mm256_maddubs_epi16(low, broadcast(codes, 4 * step)),
+                _mm256_maddubs_epi16(high, broadcast(codes, 16 + 4 * step)),
             );
             sums[t] = _mm256_add_epi16(sums[t], pairs);
         }
     }
     for t in 0..T {
         let sum = _mm256_madd_epi16(sums[t], _mm256_set1_epi16(1));
-        sums[t] = _mm256_add_epi32(sum, _mm256_set1_epi32(x[t].offsets[b]));
+        sums[t] = _mm256_add_epi32(sum, _mm256_set1_epi32(x[t].offset));
     }
     sums
 }
@@ -104,16 +105,15 @@ fn sum_q4_0<const T: usize>(
 fn sum_q8_0<const T: usize>(
     record: &[u8; Q8_0_RECORD],
     half: usize,
-    b: usize,
-    x: &[Token<'_>; T],
+    x: &[Block; T],
 ) -> [__m256i; T] {
     let ones = _mm256_set1_epi16(1);
     let mut sums = [_mm256_setzero_si256(); T];
-    for j in 0..8 {
-        let w = load(record, SCALES + 64 * j + 32 * half);
+    for step in 0..8 {
+        let w = load(record, SCALES + 64 * step + 32 * half);
         let magnitude = _mm256_abs_epi8(w);
         for t in 0..T {
-            let a = _mm256_sign_epi8(broadcast(&x[t].codes[b], 4 * j), w);
+            let a = _mm256_sign_epi8(broadcast(&x[t].codes, 4 * step), w);
             let pairs = _mm256_maddubs_epi16(magnitude, a);
             sums[t] = _mm256_add_epi32(sums[t], _mm256_madd_epi16(pairs, ones));
         }
@@ -126,47 +126,59 @@ macro_rules! product {
         #[target_feature(enable = "avx2,fma,f16c")]
         pub fn $product(w: &[u8], x: Codes<'_>, columns: usize, y: &mut [f32], stride: usize) {
             let blocks = columns / BLOCK;
-            let groups = w.as_chunks::<$record>().0.chunks_exact(blocks);
-            let tokens = x.codes.len() / columns;
-            let fours = tokens / 4 * 4;
-            for (g, group) in groups.enumerate() {
-                let row = g * ROWS;
-                for t in (0..fours).step_by(4) {
-                    let tile = [0, 1, 2, 3].map(|i| Token::new(&x, t + i, blocks));
-                    for half in 0..2 {
-                        let [rows] = $tile([half], group, &tile);
-                        for (i, rows) in rows.into_iter().enumerate() {
-                            let from = (t + i) * stride + row + LANES * half;
-                            y[from..from + LANES].copy_from_slice(&rows);
-                        }
+            let groups = || w.as_chunks::<$record>().0.chunks_exact(blocks).enumerate();
+            if x.tokens == 1 {
+                let (tile, _) = x.blocks.as_chunks();
+                for (g, group) in groups() {
+                    let halves = $tile::<2, 1, 1>([0, 1], group, tile, 0);
+                    let y = y[g * ROWS..][..ROWS].as_chunks_mut::<LANES>().0;
+                    for (y, [rows]) in y.iter_mut().zip(halves) {
+                        *y = rows;
                     }
                 }
-                for t in fours..tokens {
-                    let halves = $tile([0, 1], group, &[Token::new(&x, t, blocks)]);
-                    let y = &mut y[t * stride + row..][..ROWS];
-                    for (y, [rows]) in y.as_chunks_mut::<LANES>().0.iter_mut().zip(halves) {
-                        *y = rows;
+                return;
+            }
+            for (i, tile) in x.tiles::<SIDE_BY_SIDE>(blocks).enumerate() {
+                for from in (i * SIDE_BY_SIDE..x.tokens).step_by(TILE).take(SIDE_BY_SIDE / TILE) {
+                    for (g, group) in groups() {
+                        for half in 0..2 {
+                            let [all] = $tile::<1, TILE, SIDE_BY_SIDE>(
+                                [half],
+                                group,
+                                tile,
+                                from % SIDE_BY_SIDE,
+                            );
+                            for (t, rows) in (from..x.tokens).zip(&all) {
+                                let from = t * stride + g * ROWS + LANES * half;
+                                y[from..from + LANES].copy_from_slice(rows);
+                            }
+                        }
                     }
                 }
             }
         }
 
+        /// T tokens, the first of them `from`, of the W side by side.
         #[target_feature(enable = "avx2,fma,f16c")]
         #[inline]
-        fn $tile<const H: usize, const T: usize>(
+        fn $tile<const H: usize, const T: usize, const W: usize>(
             halves: [usize; H],
             group: &[[u8; $record]],
-            x: &[Token<'_>; T],
+            x: &[[Block; W]],
+            from: usize,
         ) -> [[[f32; LANES]; T]; H] {
-            x.iter().for_each(|x| x.assert_blocks(group.len()));
             let mut acc = [[_mm256_setzero_ps(); T]; H];
-            for (b, record) in group.iter().enumerate() {
-                prefetch(record);
+            for (record, x) in group.iter().zip(x) {
+                if T == 1 {
+                    prefetch(record);
+                }
+                let x: &[Block; T] =
+                    x[from..].first_chunk().expect("a tile divides those side by side");
                 for h in 0..H {
-                    let sums = $sum(record, halves[h], b, x);
+                    let sums = $sum(record, halves[h], x);
                     let scales = scales(record, halves[h]);
                     for t in 0..T {
-                        let scale = _mm256_mul_ps(scales, _mm256_set1_ps(x[t].scales[b]));
+                        let scale = _mm256_mul_ps(scales, _mm256_set1_ps(x[t].scale));
                         acc[h][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[t]), scale, acc[h][t]);
                     }
                 }
@@ -190,13 +202,11 @@ product!(product_q8_0, tile_q8_0, sum_q8_0, Q8_0_RECORD);
 pub fn int8_peak(rounds: usize) -> usize {
     const SUMS: usize = 8;
     let (w, ones) = (black_box(_mm256_set1_epi8(3)), _mm256_set1_epi16(1));
-    let a = black_box(_mm256_set1_epi8(5));
     let mut totals = [_mm256_setzero_si256(); SUMS];
+    let activations = black_box([_mm256_set1_epi8(5); SUMS]);
     for _ in 0..rounds {
-        // Opaque, or the compiler would compute a round once.
-        let w = black_box(w);
-        for total in &mut totals {
-            let pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), ones);
+        for (total, a) in totals.iter_mut().zip(black_box(&activations)) {
+            let pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(w, *a), ones);
             *total = _mm256_add_epi32(*total, pairs);
         }
     }

@@ -15,6 +15,8 @@ use super::super::super::{CHUNK, Cached, POSITIONS, Queries, Total};
 
 /// Blocks ahead whose keys are asked for.
 const AHEAD: usize = 4;
+/// Queries of a tile in prefill; while decoding there are as many as heads share keys.
+const MANY: usize = 8;
 /// Lanes of a vector.
 const WIDE: usize = 16;
 const _: () = assert!(WIDE == POSITIONS);
@@ -66,41 +68,41 @@ pub fn attend_f16(queries: Queries<'_>, cached: Cached<'_, u16>) {
 #[inline]
 fn attend<T: Load>(queries: Queries<'_>, cached: Cached<'_, T>) {
     let (head_dim, scale) = (queries.head_dim(), queries.scale);
-    queries.by_tiles(|tile| match tile.seen.len() {
-        1 => attend_tile::<1, T>(tile, head_dim, scale, cached),
-        2 => attend_tile::<2, T>(tile, head_dim, scale, cached),
-        3 => attend_tile::<3, T>(tile, head_dim, scale, cached),
-        _ => attend_tile::<4, T>(tile, head_dim, scale, cached),
+    queries.by_tiles(&[MANY, 4, 3, 2, 1], |tile| match tile.seen.len() {
+        MANY => attend_tile::<MANY, 2, T>(tile, head_dim, scale, cached),
+        4 => attend_tile::<4, 4, T>(tile, head_dim, scale, cached),
+        3 => attend_tile::<3, 4, T>(tile, head_dim, scale, cached),
+        2 => attend_tile::<2, 4, T>(tile, head_dim, scale, cached),
+        _ => attend_tile::<1, 4, T>(tile, head_dim, scale, cached),
     });
 }
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn attend_tile<const Q: usize, T: Load>(
+fn attend_tile<const Q: usize, const N: usize, T: Load>(
     tile: Tile<'_>,
     head_dim: usize,
     scale: f32,
     cached: Cached<'_, T>,
 ) {
     let Tile { queries, seen, weights, totals, mixed, furthest } = tile;
-    let queries: [&[f32]; Q] = std::array::from_fn(|q| &queries[q * head_dim..][..head_dim]);
     // Pairs of blocks, so that there are sums enough to hide the latency of one.
     let blocks = furthest.div_ceil(POSITIONS);
     let pairs = blocks / 2 * 2;
     for b in (0..pairs).step_by(2) {
-        scores::<Q, 2, T>(&queries, cached, b, weights);
+        scores::<Q, 2, T>(queries, cached, b, weights);
     }
     if pairs < blocks {
-        scores::<Q, 1, T>(&queries, cached, pairs, weights);
+        scores::<Q, 1, T>(queries, cached, pairs, weights);
     }
     for ((weights, &seen), total) in weights.iter_mut().zip(seen).zip(totals) {
         *total = softmax(weights, seen as usize, furthest, scale);
     }
     let values = &cached.values[..furthest * head_dim];
     let mut from = 0;
-    while from + 4 * WIDE <= head_dim {
-        mix::<Q, 4, T>(weights, values, from, head_dim, mixed);
-        from += 4 * WIDE;
+    while from + N * WIDE <= head_dim {
+        mix::<Q, N, T>(weights, values, from, head_dim, mixed);
+        from += N * WIDE;
     }
     while from + WIDE <= head_dim {
         mix::<Q, 1, T>(weights, values, from, head_dim, mixed);
@@ -121,39 +123,45 @@ fn attend_tile<const Q: usize, T: Load>(
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn scores<const Q: usize, const B: usize, T: Load>(
-    queries: &[&[f32]; Q],
+    queries: &[f32],
     cached: Cached<'_, T>,
     b: usize,
     weights: &mut [[f32; CHUNK]],
 ) {
-    let head_dim = queries[0].len();
+    let head_dim = queries.len() / Q;
+    assert!(queries.len() == Q * head_dim);
     let keys = cached.keys;
     let block = head_dim * WIDE;
     let next = keys.as_ptr().wrapping_add((b + AHEAD) * block).cast::<i8>();
     let values = cached.values.as_ptr().wrapping_add(b * block).cast::<i8>();
     // Lengths that the compiler can see, so that the loop checks none.
-    let queries = queries.map(|query| &query[..head_dim]);
     let blocks: [&[[T; WIDE]]; B] = std::array::from_fn(|i| {
         keys[(b + i) * head_dim * WIDE..][..head_dim * WIDE].as_chunks::<WIDE>().0
     });
     let mut acc = [[_mm512_setzero_ps(); B]; Q];
+    #[expect(clippy::needless_range_loop, reason = "d also counts the elements of the queries")]
     for d in 0..head_dim {
         let mut keys = [_mm512_setzero_ps(); B];
         // What comes is asked for ahead, for the hardware alone stops at each page: the keys of
         // later blocks, and the values of these, which take as many bytes. Any address may be named.
         let bytes = size_of::<T>() * WIDE * B;
-        for line in (d * bytes..(d + 1) * bytes).step_by(64) {
-            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line));
-            _mm_prefetch::<_MM_HINT_T1>(values.wrapping_add(line));
+        // Not for many queries, of which another tile has mostly been here.
+        if Q < MANY {
+            for line in (d * bytes..(d + 1) * bytes).step_by(64) {
+                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line));
+                _mm_prefetch::<_MM_HINT_T1>(values.wrapping_add(line));
+            }
         }
         for i in 0..B {
             // SAFETY: this function has the features that the load needs.
             keys[i] = unsafe { T::load(&blocks[i][d]) };
         }
-        for q in 0..Q {
-            let element = _mm512_set1_ps(queries[q][d]);
+        for (q, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: d < head_dim and q < Q, and there are Q · head_dim elements; the compiler sees
+            // only the first.
+            let element = _mm512_set1_ps(unsafe { *queries.get_unchecked(q * head_dim + d) });
             for i in 0..B {
-                acc[q][i] = _mm512_fmadd_ps(element, keys[i], acc[q][i]);
+                acc[i] = _mm512_fmadd_ps(element, keys[i], acc[i]);
             }
         }
     }
@@ -211,7 +219,9 @@ fn mix<const Q: usize, const N: usize, T: Load>(
     // What follows in memory are the keys of the next head.
     let next = values.as_ptr_range().end.cast::<i8>();
     for (p, values) in values.chunks_exact(head_dim).enumerate().take(CHUNK) {
-        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * p));
+        if Q < MANY {
+            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * p));
+        }
         let chunks = values[from..from + N * WIDE].as_chunks::<WIDE>().0;
         let mut values = [_mm512_setzero_ps(); N];
         for i in 0..N {

@@ -11,20 +11,18 @@
 //! `dpbusd` adds four products of unsigned and signed bytes to each 32-bit lane. The unsigned
 //! weights are too large by 8 or 128, which the offset takes back.
 
+use std::arch::asm;
 use std::arch::x86_64::{
     __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256, _mm512_and_si512,
     _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_si512,
-    _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_setzero_si512,
     _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_xor_si512,
 };
 use std::hint::black_box;
 
-use super::super::super::codes::Token;
-use super::super::super::{BLOCK, Codes};
+use super::super::super::{BLOCK, Block, Codes, SIDE_BY_SIDE};
 use distill_quant::packed::{Q4_0_RECORD, Q8_0_RECORD, ROWS, SCALES};
 
-/// Tokens of a tile: with as many sums they fill the registers.
-const TILE: usize = 8;
 /// Bytes ahead of the current record that are asked for: decoding reads every weight once, and
 /// the hardware alone stops at each page.
 const AHEAD: usize = 2048;
@@ -45,14 +43,6 @@ fn scales(record: &[u8]) -> __m512 {
     _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) })
 }
 
-/// Four activation codes in every lane.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-#[inline]
-fn broadcast(codes: &[i8; BLOCK], at: usize) -> __m512i {
-    let four = &codes.as_chunks::<4>().0[at / 4];
-    _mm512_set1_epi32(i32::from_le_bytes(four.map(|code| code as u8)))
-}
-
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
 fn prefetch<const BYTES: usize>(record: &[u8; BYTES]) {
@@ -62,86 +52,158 @@ fn prefetch<const BYTES: usize>(record: &[u8; BYTES]) {
     }
 }
 
+/// The sums of 16 rows with T tokens over a record. Steps are spelled out, since the compiler would
+/// rather loop over them.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn sum_q4_0<const T: usize>(
+fn sum_q4_0<const T: usize>(record: &[u8; Q4_0_RECORD], x: &[Block; T]) -> [__m512i; T] {
+    let sums = offsets(x);
+    let sums = step_q4_0::<0, 16, T>(sums, record, x);
+    let sums = step_q4_0::<4, 20, T>(sums, record, x);
+    let sums = step_q4_0::<8, 24, T>(sums, record, x);
+    step_q4_0::<12, 28, T>(sums, record, x)
+}
+
+/// Adds columns LOW … LOW + 3 and HIGH … HIGH + 3, which share bytes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn step_q4_0<const LOW: usize, const HIGH: usize, const T: usize>(
+    sums: [__m512i; T],
     record: &[u8; Q4_0_RECORD],
-    b: usize,
-    x: &[Token<'_>; T],
+    x: &[Block; T],
 ) -> [__m512i; T] {
     let nibble = _mm512_set1_epi8(15);
-    let mut sums = [_mm512_set1_epi32(0); T];
-    for t in 0..T {
-        sums[t] = _mm512_set1_epi32(x[t].offsets[b]);
+    let packed = load(record, SCALES + 16 * LOW);
+    let sums = add::<LOW, T>(sums, _mm512_and_si512(packed, nibble), x);
+    add::<HIGH, T>(sums, _mm512_and_si512(_mm512_srli_epi16::<4>(packed), nibble), x)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn sum_q8_0<const T: usize>(record: &[u8; Q8_0_RECORD], x: &[Block; T]) -> [__m512i; T] {
+    let mut sums = offsets(x);
+    for sum in &mut sums {
+        *sum = _mm512_slli_epi32::<4>(*sum);
     }
-    for j in 0..4 {
-        let packed = load(record, SCALES + 64 * j);
-        let low = _mm512_and_si512(packed, nibble);
-        let high = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), nibble);
-        for t in 0..T {
-            let codes = &x[t].codes[b];
-            sums[t] = _mm512_dpbusd_epi32(sums[t], low, broadcast(codes, 4 * j));
-            sums[t] = _mm512_dpbusd_epi32(sums[t], high, broadcast(codes, 16 + 4 * j));
+    let sums = step_q8_0::<0, T>(sums, record, x);
+    let sums = step_q8_0::<4, T>(sums, record, x);
+    let sums = step_q8_0::<8, T>(sums, record, x);
+    let sums = step_q8_0::<12, T>(sums, record, x);
+    let sums = step_q8_0::<16, T>(sums, record, x);
+    let sums = step_q8_0::<20, T>(sums, record, x);
+    let sums = step_q8_0::<24, T>(sums, record, x);
+    step_q8_0::<28, T>(sums, record, x)
+}
+
+/// Adds columns AT … AT + 3.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn step_q8_0<const AT: usize, const T: usize>(
+    sums: [__m512i; T],
+    record: &[u8; Q8_0_RECORD],
+    x: &[Block; T],
+) -> [__m512i; T] {
+    let w = _mm512_xor_si512(load(record, SCALES + 16 * AT), _mm512_set1_epi8(-128));
+    add::<AT, T>(sums, w, x)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn offsets<const T: usize>(x: &[Block; T]) -> [__m512i; T] {
+    let mut sums = [_mm512_setzero_si512(); T];
+    for t in 0..T {
+        sums[t] = _mm512_set1_epi32(x[t].offset);
+    }
+    sums
+}
+
+/// Adds the products of columns AT … AT + 3 with every token. The instruction broadcasts from
+/// memory itself; left to the compiler, loads of neighbours become shuffles.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn add<const AT: usize, const T: usize>(
+    mut sums: [__m512i; T],
+    w: __m512i,
+    x: &[Block; T],
+) -> [__m512i; T] {
+    const { assert!(AT + 4 <= BLOCK) };
+    for t in 0..T {
+        // SAFETY: reads four bytes of the block's codes; this function has the feature.
+        unsafe {
+            asm!(
+                "vpdpbusd {sum}, {w}, dword ptr [{codes} + {at}]{{1to16}}",
+                sum = inout(zmm_reg) sums[t],
+                w = in(zmm_reg) w,
+                codes = in(reg) x[t].codes.as_ptr(),
+                at = const AT,
+                options(pure, readonly, nostack, preserves_flags),
+            );
         }
     }
     sums
 }
 
+/// The scales of 16 rows times a token's.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn sum_q8_0<const T: usize>(
-    record: &[u8; Q8_0_RECORD],
-    b: usize,
-    x: &[Token<'_>; T],
-) -> [__m512i; T] {
-    let sign = _mm512_set1_epi8(-128);
-    let mut sums = [_mm512_set1_epi32(0); T];
-    for t in 0..T {
-        sums[t] = _mm512_slli_epi32::<4>(_mm512_set1_epi32(x[t].offsets[b]));
+fn times_scale(scales: __m512, x: &Block) -> __m512 {
+    let out;
+    // SAFETY: reads the block's scale; this function has the feature.
+    unsafe {
+        asm!(
+            "vmulps {out}, {scales}, dword ptr [{scale}]{{1to16}}",
+            out = lateout(zmm_reg) out,
+            scales = in(zmm_reg) scales,
+            scale = in(reg) &raw const x.scale,
+            options(pure, readonly, nostack, preserves_flags),
+        );
     }
-    for j in 0..8 {
-        let w = _mm512_xor_si512(load(record, SCALES + 64 * j), sign);
-        for t in 0..T {
-            sums[t] = _mm512_dpbusd_epi32(sums[t], w, broadcast(&x[t].codes[b], 4 * j));
-        }
-    }
-    sums
+    out
 }
 
 macro_rules! product {
-    ($product:ident, $tile:ident, $sum:ident, $record:ident) => {
+    ($product:ident, $all:ident, $tile:ident, $sum:ident, $record:ident) => {
         #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
         pub fn $product(w: &[u8], x: Codes<'_>, columns: usize, y: &mut [f32], stride: usize) {
+            match x.tokens {
+                1 => $all::<1>(w, x, columns, y, stride),
+                _ => $all::<SIDE_BY_SIDE>(w, x, columns, y, stride),
+            }
+        }
+
+        #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+        fn $all<const T: usize>(
+            w: &[u8],
+            x: Codes<'_>,
+            columns: usize,
+            y: &mut [f32],
+            stride: usize,
+        ) {
             let blocks = columns / BLOCK;
-            let groups = w.as_chunks::<$record>().0.chunks_exact(blocks);
-            let tokens = x.codes.len() / columns;
-            let whole = tokens / TILE * TILE;
-            for (g, group) in groups.enumerate() {
-                for t in (0..whole).step_by(TILE) {
-                    let tile: [_; TILE] = std::array::from_fn(|i| Token::new(&x, t + i, blocks));
-                    for (i, rows) in $tile(group, &tile).into_iter().enumerate() {
-                        y[(t + i) * stride + g * ROWS..][..ROWS].copy_from_slice(&rows);
+            for (i, tile) in x.tiles::<T>(blocks).enumerate() {
+                let groups = w.as_chunks::<$record>().0.chunks_exact(blocks);
+                for (g, group) in groups.enumerate() {
+                    let all = $tile(group, tile);
+                    for (t, rows) in (i * T..x.tokens).zip(&all) {
+                        y[t * stride + g * ROWS..][..ROWS].copy_from_slice(rows);
                     }
-                }
-                for t in whole..tokens {
-                    let [rows] = $tile(group, &[Token::new(&x, t, blocks)]);
-                    y[t * stride + g * ROWS..][..ROWS].copy_from_slice(&rows);
                 }
             }
         }
 
         #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
         #[inline]
-        fn $tile<const T: usize>(group: &[[u8; $record]], x: &[Token<'_>; T]) -> [[f32; ROWS]; T] {
-            x.iter().for_each(|x| x.assert_blocks(group.len()));
+        fn $tile<const T: usize>(group: &[[u8; $record]], x: &[[Block; T]]) -> [[f32; ROWS]; T] {
             let mut acc = [_mm512_setzero_ps(); T];
-            for (b, record) in group.iter().enumerate() {
-                prefetch(record);
-                let sums = $sum(record, b, x);
+            for (record, x) in group.iter().zip(x) {
+                if T == 1 {
+                    prefetch(record);
+                }
+                let sums = $sum(record, x);
                 let scales = scales(record);
                 for t in 0..T {
-                    let scale = _mm512_mul_ps(scales, _mm512_set1_ps(x[t].scales[b]));
-                    acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[t]), scale, acc[t]);
+                    let sum = _mm512_cvtepi32_ps(sums[t]);
+                    acc[t] = _mm512_fmadd_ps(sum, times_scale(scales, &x[t]), acc[t]);
                 }
             }
             let mut rows = [[0.0; ROWS]; T];
@@ -154,8 +216,8 @@ macro_rules! product {
     };
 }
 
-product!(product_q4_0, tile_q4_0, sum_q4_0, Q4_0_RECORD);
-product!(product_q8_0, tile_q8_0, sum_q8_0, Q8_0_RECORD);
+product!(product_q4_0, all_q4_0, tile_q4_0, sum_q4_0, Q4_0_RECORD);
+product!(product_q8_0, all_q8_0, tile_q8_0, sum_q8_0, Q8_0_RECORD);
 
 /// Sixteen independent sums of 64 products each.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]

@@ -1,14 +1,15 @@
 //! Speed of a model on this machine: `cargo run --release -p distill-edge --example bench --
-//! model.gguf [threads] [prompt] [generate] [depth]`.
+//! model.gguf [threads] [prompt] [generate] [depth] [kernels]`.
 
 use distill_edge::bench::{BenchOptions, bench, limits};
-use distill_edge::{LoadOptions, Model};
+use distill_edge::{KernelChoice, LoadOptions, Model};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let path = arguments.first().ok_or("which model?")?;
     let number = |i: usize, default| arguments.get(i).map_or(Ok(default), |text| text.parse());
-    let model = Model::load(path.as_ref(), &LoadOptions::default())?;
+    let kernels = arguments.get(5).map_or(Ok(KernelChoice::Best), |name| name.parse())?;
+    let model = Model::load(path.as_ref(), &LoadOptions { kernels, ..LoadOptions::default() })?;
     let options = BenchOptions {
         threads: number(1, 2)?,
         prompt: number(2, 512)?,

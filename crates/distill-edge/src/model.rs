@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
 use distill_gguf::GgufFile;
@@ -36,6 +37,21 @@ pub enum KernelChoice {
     Dotprod,
     /// The scalar specification: the same bits, slowly.
     Scalar,
+}
+
+impl FromStr for KernelChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "best" => Ok(Self::Best),
+            "avx2" => Ok(Self::Avx2),
+            "neon" => Ok(Self::Neon),
+            "dotprod" => Ok(Self::Dotprod),
+            "scalar" => Ok(Self::Scalar),
+            _ => Err("expected best, avx2, neon, dotprod or scalar".into()),
+        }
+    }
 }
 
 /// How to load a model.

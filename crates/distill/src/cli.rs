@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use distill_edge::KernelChoice;
 
 /// Small language models for devices: distil, quantise, export, prove.
 #[derive(Debug, Parser)]
@@ -187,6 +188,9 @@ pub struct Bench {
     /// Repetitions; the median is reported, and the largest distance from it.
     #[arg(long, default_value_t = 5)]
     pub repeat: usize,
+    /// best, or as a CPU with less would run: avx2, neon, dotprod, scalar.
+    #[arg(long, default_value = "best")]
+    pub kernels: KernelChoice,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

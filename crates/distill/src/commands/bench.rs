@@ -11,7 +11,8 @@ use crate::output::put_line;
 /// Measures prefill and decode for every number of threads and every depth, against what this
 /// machine can do.
 pub fn bench(args: &cli::Bench) -> Result<(), Failure> {
-    let model = Model::load(&args.model, &LoadOptions::default())?;
+    let options = LoadOptions { kernels: args.kernels, ..LoadOptions::default() };
+    let model = Model::load(&args.model, &options)?;
     let runs = args
         .threads
         .iter()

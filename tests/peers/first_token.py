@@ -4,9 +4,10 @@
     cargo build --profile edge -p distill-edge --example generate
     tests/peers/.venv/bin/python tests/peers/first_token.py MODEL.gguf MODEL.edge
 
-The prompt has 30 tokens in SmolLM2's vocabulary; 32 are generated, greedily, on all CPUs. Each round runs distill on
-the `.edge` file, distill on the GGUF file, and llama.cpp with its defaults, each in a fresh process, one after the
-other. A round before the first is not counted; it brings the files into the page cache.
+The prompt has 30 tokens in SmolLM2's vocabulary; 32 are generated, greedily, on all CPUs that the script may use (under
+`taskset` fewer). Each round runs distill on the `.edge` file, distill on the GGUF file, and llama.cpp with its
+defaults, each in a fresh process, one after the other. A round before the first is not counted; it brings the files
+into the page cache.
 
 **Time.** distill's goes from before the fork until the token's text is read from the process's standard output.
 llama.cpp's begins inside its Python process when all is imported: the model is loaded, a context for as many tokens

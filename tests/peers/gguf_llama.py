@@ -139,6 +139,22 @@ class GgufLlama:
 
     def write_f32(self, out: Path) -> None:
         """The same model as an F32 GGUF: what llama.cpp computes on it has no quantised activations."""
+        self.write(out, gguf.LlamaFileType.ALL_F32, lambda _: gguf.GGMLQuantizationType.F32)
+
+    def write_q4_0(self, out: Path) -> None:
+        """The model as distill exports it: Q4_0 linears, a Q8_0 embedding and head, F32 norms."""
+
+        def grid(name: str) -> gguf.GGMLQuantizationType:
+            if name.endswith("norm.weight"):
+                return gguf.GGMLQuantizationType.F32
+            if name in ("token_embd.weight", "output.weight"):
+                return gguf.GGMLQuantizationType.Q8_0
+            return gguf.GGMLQuantizationType.Q4_0
+
+        self.write(out, gguf.LlamaFileType.MOSTLY_Q4_0, grid)
+
+    def write(self, out: Path, file_type: gguf.LlamaFileType, grid) -> None:
+        """Metadata and tensors again, each tensor of the type that `grid` gives its name."""
         writer = gguf.GGUFWriter(out, "llama")
         for key, field in self.reader.fields.items():
             if key.startswith("GGUF.") or key in ("general.architecture", "general.file_type"):
@@ -146,9 +162,9 @@ class GgufLlama:
             kind = field.types[0]
             sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(key, field.contents(), kind, sub)
-        writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+        writer.add_file_type(file_type)
         for name, values in self.tensors():
-            writer.add_tensor(name, values)
+            writer.add_tensor(name, gguf.quantize(values, grid(name)), raw_dtype=grid(name))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

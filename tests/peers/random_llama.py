@@ -24,6 +24,8 @@ def quantized(rng: np.random.Generator, rows: int, columns: int, codes: int) -> 
     data = np.empty((blocks, 2 + codes), dtype=np.uint8)
     data[:, :2] = np.frombuffer(np.float16(2e-3).tobytes(), dtype=np.uint8)
     data[:, 2:] = rng.integers(0, 256, (blocks, codes), dtype=np.uint8)
+    if codes == 16:
+        data[:, 2] &= 0xF0  # the code -8, which a quantiser gives the largest weight of each block
     return data.reshape(rows, columns // 32 * (2 + codes))
 
 

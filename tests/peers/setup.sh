@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes tests/peers/.venv with what the peer scripts need, and fetches SmolLM2 into datasets/downloads.
-# Needs Python 3.10+, a C++ compiler, about 6 GB of disk (torch) and a few minutes to build llama.cpp.
+# Needs Python 3.10+, a C++ compiler, about 6 GB of disk (torch) and some ten minutes, most of
+# them for building llama.cpp.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -13,5 +14,5 @@ PATH="$PWD/.venv/bin:$PATH" \
     "$pip" install --quiet --no-build-isolation --no-binary llama-cpp-python -r requirements.txt
 
 python3 ../../datasets/fetch.py smollm2
-.venv/bin/python -c 'import gguf, llama_cpp, tensorboard, tokenizers, torch, transformers'
+.venv/bin/python -c 'import gguf, llama_cpp, onnx, onnx_ir, onnxruntime_genai, tensorboard, tokenizers, torch, transformers'
 echo "ready: tests/peers/.venv"

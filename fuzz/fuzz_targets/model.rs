@@ -7,7 +7,7 @@ use distill_edge::{Activations, KernelChoice, KvType, LoadOptions};
 use distill_fuzz::container::{
     self, Container, F16, F32, Q4_0, Q4_0X16, Q8_0, Q8_0X16, Shape, Tensor, Value,
 };
-use distill_fuzz::run;
+use distill_fuzz::{meter, run};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Debug)]
@@ -15,6 +15,8 @@ struct Input {
     file: Vec<u8>,
     options: LoadOptions,
     kv: KvType,
+    /// Tokens of the prompt.
+    prompt: usize,
     /// Whether no number overflows on the way to the logits: kernels agree on numbers only.
     moderate: bool,
 }
@@ -35,13 +37,15 @@ impl<'a> Arbitrary<'a> for Input {
         // Keys of binary16 overflow from 65504 on.
         let kv = if moderate || u.arbitrary()? { KvType::F32 } else { KvType::F16 };
         let options = LoadOptions { activations, threads: 1, kernels };
-        Ok(Self { file: container.bytes(), options, kv, moderate })
+        // Kernels take tokens in small tiles; long prompts are as good, and slow.
+        let prompt = if u.ratio(1, 8)? { run::LONGEST_PROMPT } else { u.int_in_range(1..=5)? };
+        Ok(Self { file: container.bytes(), options, kv, prompt, moderate })
     }
 }
 
 /// Makes weights and scales numbers below 2: with the highest bit of the exponent cleared.
 ///
-/// Rows have at most 960 elements, of at most 2 · 127 each. Normalised inputs are below 2 · √96, so
+/// Rows have at most 512 elements, of at most 2 · 127 each. Normalised inputs are below 2 · √96, so
 /// products and keys are below 1e6, the feed-forward's below 1e12, and the residual stream below
 /// 1e17, whose squares are far from overflowing.
 fn moderate_weights(tensor: &mut Tensor) {
@@ -67,14 +71,14 @@ fn moderate_weights(tensor: &mut Tensor) {
 
 fn model(u: &mut Unstructured<'_>) -> Result<Container> {
     let ty = *u.choose(&[F32, F16, Q4_0, Q8_0, Q4_0X16, Q8_0X16])?;
-    let unit = if ty < 2 { 1 } else { 32 };
-    let kv_heads = u.int_in_range(1..=3)?;
-    let mut size = |most: usize| -> Result<usize> { Ok(unit * u.int_in_range(1..=most)?) };
-    let (hidden, feed_forward) = (size(3)?, size(3)?);
+    let kv_heads = u.int_in_range(1..=2)?;
+    let mut size =
+        || Ok(if ty < 2 { u.int_in_range(1..=70)? } else { 32 * u.int_in_range(1..=3)? });
+    let (hidden, feed_forward) = (size()?, size()?);
     let head_dim = *u.choose(if ty < 2 { &[2, 4, 6, 34] } else { &[32, 16, 64] })?;
     // The integer path needs whole blocks of queries too.
     let a_kv_head =
-        if head_dim == 16 { 2 * u.int_in_range(1..=2)? } else { u.int_in_range(1..=5)? };
+        if head_dim == 16 { 2 * u.int_in_range(1..=2)? } else { u.int_in_range(1..=4)? };
     let shape = Shape {
         hidden,
         feed_forward,
@@ -86,7 +90,7 @@ fn model(u: &mut Unstructured<'_>) -> Result<Container> {
         rope_factors: u.ratio(1, 4)?,
     };
     let mut tokens = container::tokens();
-    for i in 0..u.int_in_range(0..=30)? {
+    for i in 0..u.int_in_range(0..=12)? {
         tokens.push(format!("f{i}"));
     }
     // The weights of a file repeat the bytes of the input, the norms' too.
@@ -148,10 +152,12 @@ fn damage(container: &mut Container, u: &mut Unstructured<'_>) -> Result<()> {
 }
 
 fuzz_target!(|input: Input| {
-    let Input { file, options, kv, moderate } = input;
-    let fast = run::model(&file, &options, kv);
-    if moderate {
-        let scalar = LoadOptions { kernels: KernelChoice::Scalar, ..options };
-        assert_eq!(fast, run::model(&file, &scalar, kv));
-    }
+    let Input { file, options, kv, prompt, moderate } = input;
+    meter::without_leaks(|| {
+        let fast = run::model(&file, &options, kv, prompt);
+        if moderate {
+            let scalar = LoadOptions { kernels: KernelChoice::Scalar, ..options };
+            assert_eq!(fast, run::model(&file, &scalar, kv, prompt));
+        }
+    });
 });

@@ -5,7 +5,7 @@ use arbitrary::{Arbitrary, Result, Unstructured};
 use distill_edge::Tokenizer;
 use distill_fuzz::container::{Container, Value};
 use distill_fuzz::limits::{LOAD_CONSTANT, LOAD_FACTOR, assert_within};
-use distill_fuzz::meter::peak;
+use distill_fuzz::meter::{peak, without_leaks};
 use distill_fuzz::run;
 use distill_gguf::Gguf;
 use libfuzzer_sys::fuzz_target;
@@ -133,7 +133,9 @@ fn vocabulary(u: &mut Unstructured<'_>) -> Result<Container> {
     Ok(container)
 }
 
-fuzz_target!(|input: Input| {
+fuzz_target!(|input: Input| without_leaks(|| check(&input)));
+
+fn check(input: &Input) {
     let size = input.header.len();
     let (tokenizer, used) = peak(|| {
         let gguf = Gguf::parse(&input.header, run::name()).expect("a valid container");
@@ -147,4 +149,4 @@ fuzz_target!(|input: Input| {
             tokenizer.is_eog(id);
         }
     }
-});
+}

@@ -20,8 +20,12 @@ pub fn name() -> &'static Path {
     Path::new("fuzz")
 }
 
-/// Loads a file on one thread; if it is a model, runs a few tokens through it.
-pub fn model(bytes: &[u8], options: &LoadOptions, kv: KvType) -> Option<Vec<f32>> {
+/// Tokens of a prompt, at most: more than attend together.
+pub const LONGEST_PROMPT: usize = 18;
+
+/// Loads a file on one thread; if it is a model, runs a prompt of some tokens and two more through
+/// it. Returns the last logits.
+pub fn model(bytes: &[u8], options: &LoadOptions, kv: KvType, prompt: usize) -> Option<Vec<f32>> {
     let size = bytes.len();
     let bytes = bytes.to_vec();
     let (model, used) = peak(|| Model::from_bytes(bytes, name(), options));
@@ -29,11 +33,18 @@ pub fn model(bytes: &[u8], options: &LoadOptions, kv: KvType) -> Option<Vec<f32>
     // An error that cannot be shown would be a crash too.
     let model = model.map_err(|error| error.to_string()).ok()?;
     let ids = text(model.tokenizer(), TEXT);
-    let options = SessionOptions { context: 20, kv, threads: 1 };
-    session(&model, options, &ids, size)
+    let last = model.config().vocab_size as u32 - 1;
+    let prompt: Vec<u32> = ids.into_iter().chain([0, last]).cycle().take(prompt).collect();
+    let options = SessionOptions { context: LONGEST_PROMPT + 2, kv, threads: 1 };
+    session(&model, options, &prompt, size)
 }
 
-fn session(model: &Model, options: SessionOptions, ids: &[u32], size: usize) -> Option<Vec<f32>> {
+fn session(
+    model: &Model,
+    options: SessionOptions,
+    prompt: &[u32],
+    size: usize,
+) -> Option<Vec<f32>> {
     let expected = Session::bytes(model, &options);
     assert_within("a session", expected, SESSION_FACTOR, size, SESSION_CONSTANT);
     if expected > LARGEST_SESSION {
@@ -43,10 +54,9 @@ fn session(model: &Model, options: SessionOptions, ids: &[u32], size: usize) -> 
     let mut session = session.expect("memory for a small session");
     assert_within("opening a session", used, 1, expected, 4 << 10);
     let vocab = model.config().vocab_size as u32;
-    let prompt: Vec<u32> = ids.iter().copied().chain([0, vocab - 1]).take(18).collect();
     assert!(session.decode(vocab).is_err());
     let (logits, used) = peak(|| {
-        session.prefill(&prompt).expect("tokens of the vocabulary");
+        session.prefill(prompt).expect("tokens of the vocabulary");
         session.truncate(prompt.len() - 1);
         session.decode(vocab / 2).expect("a token of the vocabulary").as_ptr()
     });

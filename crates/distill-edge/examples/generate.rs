@@ -2,19 +2,33 @@
 //! upon a time" [tokens]`.
 
 use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
 
 use distill_edge::{
-    LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions, generate,
+    EdgeError, LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions, generate,
 };
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let (Some(path), Some(prompt)) = (arguments.next(), arguments.next()) else {
-        return Err("usage: generate MODEL PROMPT [TOKENS]".into());
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let tokens = arguments.get(2).map_or(Some(64), |text| text.parse().ok());
+    let (Some(path), Some(prompt), Some(tokens)) = (arguments.first(), arguments.get(1), tokens)
+    else {
+        eprintln!("usage: generate MODEL PROMPT [TOKENS]");
+        return ExitCode::from(2);
     };
-    let tokens = arguments.next().map_or(Ok(64), |text| text.parse())?;
-    let model = Model::load(path.as_ref(), &LoadOptions::default())?;
-    let prompt = model.tokenizer().encode(&prompt, true);
+    match run(path.as_ref(), prompt, tokens) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(path: &Path, prompt: &str, tokens: usize) -> Result<(), EdgeError> {
+    let model = Model::load(path, &LoadOptions::default())?;
+    let prompt = model.tokenizer().encode(prompt, true);
     let options = SessionOptions { context: prompt.len() + tokens, ..SessionOptions::default() };
     let mut session = Session::new(&model, options)?;
     let mut sampler = Sampler::new(SamplerOptions::default());

@@ -1,19 +1,20 @@
 //! What can go wrong: each error names the file and the place, what was expected and what was
 //! found, and where it helps, the way out.
 
+use std::fmt;
 use std::path::PathBuf;
+
+use distill_gguf::GgufError;
 
 use crate::tokenizer::PreTokenizer;
 
 /// Everything the runtime refuses.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum EdgeError {
     /// The container is damaged, or a metadata key is missing or of another type.
-    #[error(transparent)]
-    Gguf(#[from] distill_gguf::GgufError),
+    Gguf(GgufError),
     /// Another model architecture.
-    #[error("{}: general.architecture is `{found}`; this runtime runs `llama`", file.display())]
     Architecture {
         /// The model file.
         file: PathBuf,
@@ -21,7 +22,6 @@ pub enum EdgeError {
         found: String,
     },
     /// A metadata value that the runtime cannot run.
-    #[error("{}: {key} is {found}; expected {expected}", file.display())]
     Config {
         /// The model file.
         file: PathBuf,
@@ -33,7 +33,6 @@ pub enum EdgeError {
         expected: String,
     },
     /// A tensor that the architecture needs is not there.
-    #[error("{}: tensor `{tensor}` is missing; expected shape {expected:?}", file.display())]
     MissingTensor {
         /// The model file.
         file: PathBuf,
@@ -43,7 +42,6 @@ pub enum EdgeError {
         expected: Vec<u64>,
     },
     /// A tensor that the architecture does not have: the model would be computed wrongly.
-    #[error("{}: unexpected tensor `{tensor}`: the plain llama architecture has none of that name, so this is another kind of model", file.display())]
     UnexpectedTensor {
         /// The model file.
         file: PathBuf,
@@ -51,7 +49,6 @@ pub enum EdgeError {
         tensor: String,
     },
     /// A tensor of another shape.
-    #[error("{}: tensor `{tensor}` has shape {found:?}; expected {expected:?} (row length first)", file.display())]
     Shape {
         /// The model file.
         file: PathBuf,
@@ -63,7 +60,6 @@ pub enum EdgeError {
         found: Vec<u64>,
     },
     /// A tensor in a storage type without kernels.
-    #[error("{}: tensor `{tensor}` is {found}; expected {expected}. Export the model again in one of these types", file.display())]
     Type {
         /// The model file.
         file: PathBuf,
@@ -75,7 +71,6 @@ pub enum EdgeError {
         found: &'static str,
     },
     /// A row that is not whole blocks, in the integer path.
-    #[error("{}: tensor `{tensor}` has rows of {columns}; Q8_0 activations need a multiple of 32. Load the model with float activations", file.display())]
     NotWholeBlocks {
         /// The model file.
         file: PathBuf,
@@ -85,7 +80,6 @@ pub enum EdgeError {
         columns: usize,
     },
     /// A value in the file that is not a finite number.
-    #[error("{}: tensor `{tensor}` holds {found} at index {index}; expected finite numbers", file.display())]
     NotFinite {
         /// The model file.
         file: PathBuf,
@@ -97,7 +91,6 @@ pub enum EdgeError {
         found: f32,
     },
     /// Another pre-tokenizer.
-    #[error("{}: tokenizer.ggml.pre is `{found}`; this runtime knows {}", file.display(), PreTokenizer::NAMES)]
     PreTokenizer {
         /// The model file.
         file: PathBuf,
@@ -105,7 +98,6 @@ pub enum EdgeError {
         found: String,
     },
     /// A merge whose parts or whole are not tokens.
-    #[error("{}: tokenizer.ggml.merges[{index}] is `{merge}`; expected two tokens of the vocabulary, separated by a space, whose joined text is a token too", file.display())]
     Merge {
         /// The model file.
         file: PathBuf,
@@ -115,9 +107,6 @@ pub enum EdgeError {
         merge: String,
     },
     /// A prompt or continuation longer than the session's context.
-    #[error(
-        "{tokens} more tokens after {position} do not fit into a context of {context}. Open the session with a larger context or shorten the text"
-    )]
     ContextOverflow {
         /// Tokens already in the session.
         position: usize,
@@ -127,14 +116,8 @@ pub enum EdgeError {
         context: usize,
     },
     /// A call with no token at all.
-    #[error(
-        "no tokens were given; at least one is needed to predict the next. A model without a BOS token needs a non-empty prompt"
-    )]
     NoTokens,
     /// A token id outside the vocabulary.
-    #[error(
-        "token {index} is {id}, but the vocabulary has {vocab_size} tokens. Was the text encoded by another model's tokenizer?"
-    )]
     TokenId {
         /// The place in the tokens given.
         index: usize,
@@ -144,9 +127,6 @@ pub enum EdgeError {
         vocab_size: usize,
     },
     /// Not enough memory for a session.
-    #[error(
-        "a session with a context of {context} tokens needs more memory than there is ({bytes} bytes). Ask for a smaller context"
-    )]
     Memory {
         /// The context asked for, in tokens.
         context: usize,
@@ -154,7 +134,6 @@ pub enum EdgeError {
         bytes: usize,
     },
     /// A saved session could not be read or written.
-    #[error("cannot {action} {}: {source}", file.display())]
     StateIo {
         /// The state file.
         file: PathBuf,
@@ -164,7 +143,6 @@ pub enum EdgeError {
         source: std::io::Error,
     },
     /// A saved session that does not belong to this one.
-    #[error("{}: {what} is {found}; expected {expected}. Compute the prompt again and save it anew", file.display())]
     State {
         /// The state file.
         file: PathBuf,
@@ -176,7 +154,6 @@ pub enum EdgeError {
         expected: String,
     },
     /// Not enough memory for the weights.
-    #[error("{}: the packed weights need {bytes} bytes, which the system does not give. Free some memory or run a smaller model", file.display())]
     WeightMemory {
         /// The model file.
         file: PathBuf,
@@ -184,7 +161,6 @@ pub enum EdgeError {
         bytes: usize,
     },
     /// The system gave no thread.
-    #[error("cannot start thread {index} of {threads}: {source}")]
     Thread {
         /// Which one.
         index: usize,
@@ -193,6 +169,111 @@ pub enum EdgeError {
         /// The system's answer.
         source: std::io::Error,
     },
+}
+
+impl fmt::Display for EdgeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gguf(error) => error.fmt(f),
+            Self::Architecture { file, found } => write!(
+                f,
+                "{}: general.architecture is `{found}`; this runtime runs `llama`",
+                file.display()
+            ),
+            Self::Config { file, key, found, expected } => {
+                write!(f, "{}: {key} is {found}; expected {expected}", file.display())
+            }
+            Self::MissingTensor { file, tensor, expected } => write!(
+                f,
+                "{}: tensor `{tensor}` is missing; expected shape {expected:?}",
+                file.display()
+            ),
+            Self::UnexpectedTensor { file, tensor } => write!(
+                f,
+                "{}: unexpected tensor `{tensor}`: the plain llama architecture has none of that name, so this is another kind of model",
+                file.display()
+            ),
+            Self::Shape { file, tensor, expected, found } => write!(
+                f,
+                "{}: tensor `{tensor}` has shape {found:?}; expected {expected:?} (row length first)",
+                file.display()
+            ),
+            Self::Type { file, tensor, expected, found } => write!(
+                f,
+                "{}: tensor `{tensor}` is {found}; expected {expected}. Export the model again in one of these types",
+                file.display()
+            ),
+            Self::NotWholeBlocks { file, tensor, columns } => write!(
+                f,
+                "{}: tensor `{tensor}` has rows of {columns}; Q8_0 activations need a multiple of 32. Load the model with float activations",
+                file.display()
+            ),
+            Self::NotFinite { file, tensor, index, found } => write!(
+                f,
+                "{}: tensor `{tensor}` holds {found} at index {index}; expected finite numbers",
+                file.display()
+            ),
+            Self::PreTokenizer { file, found } => write!(
+                f,
+                "{}: tokenizer.ggml.pre is `{found}`; this runtime knows {}",
+                file.display(),
+                PreTokenizer::NAMES
+            ),
+            Self::Merge { file, index, merge } => write!(
+                f,
+                "{}: tokenizer.ggml.merges[{index}] is `{merge}`; expected two tokens of the vocabulary, separated by a space, whose joined text is a token too",
+                file.display()
+            ),
+            Self::ContextOverflow { position, tokens, context } => write!(
+                f,
+                "{tokens} more tokens after {position} do not fit into a context of {context}. Open the session with a larger context or shorten the text"
+            ),
+            Self::NoTokens => write!(
+                f,
+                "no tokens were given; at least one is needed to predict the next. A model without a BOS token needs a non-empty prompt"
+            ),
+            Self::TokenId { index, id, vocab_size } => write!(
+                f,
+                "token {index} is {id}, but the vocabulary has {vocab_size} tokens. Was the text encoded by another model's tokenizer?"
+            ),
+            Self::Memory { context, bytes } => write!(
+                f,
+                "a session with a context of {context} tokens needs more memory than there is ({bytes} bytes). Ask for a smaller context"
+            ),
+            Self::StateIo { file, action, source } => {
+                write!(f, "cannot {action} {}: {source}", file.display())
+            }
+            Self::State { file, what, found, expected } => write!(
+                f,
+                "{}: {what} is {found}; expected {expected}. Compute the prompt again and save it anew",
+                file.display()
+            ),
+            Self::WeightMemory { file, bytes } => write!(
+                f,
+                "{}: the packed weights need {bytes} bytes, which the system does not give. Free some memory or run a smaller model",
+                file.display()
+            ),
+            Self::Thread { index, threads, source } => {
+                write!(f, "cannot start thread {index} of {threads}: {source}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for EdgeError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Gguf(error) => error.source(),
+            Self::StateIo { source, .. } | Self::Thread { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl From<GgufError> for EdgeError {
+    fn from(error: GgufError) -> Self {
+        Self::Gguf(error)
+    }
 }
 
 impl EdgeError {
@@ -205,5 +286,28 @@ impl EdgeError {
                 | Self::WeightMemory { .. }
                 | Self::StateIo { .. }
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn the_container_speaks_for_itself_and_what_the_system_said_is_kept_as_the_source() {
+        let said = || io::Error::other("no such luck");
+        let file = PathBuf::from("m.gguf");
+        let container = EdgeError::from(GgufError::Open { file: file.clone(), source: said() });
+        assert_eq!(container.to_string(), "m.gguf: cannot open the model file: no such luck");
+        let state = EdgeError::StateIo { file, action: "read", source: said() };
+        let thread = EdgeError::Thread { index: 1, threads: 2, source: said() };
+        for error in [container, state, thread] {
+            assert!(error.to_string().ends_with(": no such luck"), "{error}");
+            assert_eq!(error.source().unwrap().to_string(), "no such luck");
+        }
+        assert!(EdgeError::NoTokens.source().is_none());
     }
 }

@@ -37,6 +37,7 @@ mod generate;
 mod kernels;
 mod model;
 mod plan;
+mod ranked;
 mod rope;
 mod sampler;
 mod session;

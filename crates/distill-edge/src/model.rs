@@ -123,7 +123,7 @@ impl Model {
         let config = Config::from_metadata(file.metadata(), path)?;
         let tokenizer = Tokenizer::from_gguf(file.metadata(), path)?;
         let weights = Weights::load(&file, path, &config, threads)?;
-        let any_quantized = weights.linears().any(|(_, m)| m.is_quantized());
+        let any_quantized = weights.linears().any(Matrix::is_quantized);
         let activations = match options.activations {
             Some(choice) => choice,
             None => preferred_activations(&file, path)?.unwrap_or(match any_quantized {
@@ -134,7 +134,7 @@ impl Model {
         if activations == Activations::Q8_0 {
             require_whole_blocks(&weights, path)?;
         }
-        let has_float_linears = weights.linears().any(|(_, m)| !m.is_quantized());
+        let has_float_linears = !weights.linears().all(Matrix::is_quantized);
         let kernels = kernels::choose(options.kernels);
         let path = path.to_owned();
         let inner = Inner {
@@ -188,7 +188,7 @@ impl Model {
     pub(crate) fn layer_weights(&self) -> usize {
         let weights = &self.inner.weights;
         let head = weights.head.rows * weights.head.columns;
-        weights.linears().map(|(_, matrix)| matrix.rows * matrix.columns).sum::<usize>() - head
+        weights.linears().map(|matrix| matrix.rows * matrix.columns).sum::<usize>() - head
     }
 
     /// Bytes of keys and values of one position.
@@ -234,11 +234,10 @@ fn preferred_activations(file: &GgufFile, path: &Path) -> Result<Option<Activati
 }
 
 fn require_whole_blocks(weights: &Weights, path: &Path) -> Result<(), EdgeError> {
-    let broken = |matrix: &Matrix| !matrix.columns.is_multiple_of(BLOCK);
-    match weights.linears().find(|(_, matrix)| broken(matrix)) {
-        Some((tensor, matrix)) => Err(EdgeError::NotWholeBlocks {
+    match weights.linears().find(|matrix| !matrix.columns.is_multiple_of(BLOCK)) {
+        Some(matrix) => Err(EdgeError::NotWholeBlocks {
             file: path.to_owned(),
-            tensor,
+            tensor: matrix.tensor.clone(),
             columns: matrix.columns,
         }),
         None => Ok(()),

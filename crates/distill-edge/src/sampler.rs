@@ -3,6 +3,10 @@
 //! Order, as in the field's training libraries: temperature, then top-k, then top-p, then min-p,
 //! then one draw. Temperature 0 is greedy and draws nothing.
 
+use std::collections::BinaryHeap;
+
+use crate::ranked::Ranked;
+
 /// How to choose the next token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplerOptions {
@@ -30,98 +34,92 @@ impl Default for SamplerOptions {
 pub struct Sampler {
     options: SamplerOptions,
     random: Random,
-    /// (logit, then weight; token id), the candidates left.
-    candidates: Vec<(f32, u32)>,
+    /// Candidates, scored by their logits, the most likely on top. Few are ever taken out, so a
+    /// heap does less than sorting all of them would.
+    heap: BinaryHeap<Ranked>,
+    /// What to draw from, scored by unnormalised probabilities.
+    kept: Vec<Ranked>,
 }
 
 impl Sampler {
     /// A sampler at the start of its random sequence.
     pub fn new(options: SamplerOptions) -> Self {
         let random = Random::new(options.seed);
-        Self { options, random, candidates: Vec::new() }
+        Self { options, random, heap: BinaryHeap::new(), kept: Vec::new() }
     }
 
     /// The next token for `logits` `[vocab]`; NaN is never chosen. 0 for empty logits.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        if self.options.temperature <= 0.0 {
+        let SamplerOptions { temperature, top_k, top_p, min_p, .. } = self.options;
+        if temperature <= 0.0 {
             return argmax(logits);
         }
-        self.candidates.clear();
-        self.candidates
-            .extend(logits.iter().zip(0..).filter(|(l, _)| !l.is_nan()).map(|(&l, id)| (l, id)));
-        self.keep_top_k();
-        self.weigh();
-        self.keep_top_p();
-        self.keep_min_p();
+        let max = logits.iter().fold(f32::NEG_INFINITY, |max, &logit| max.max(logit));
+        // The unnormalised probability exp((l - max) / T).
+        let weigh = |c: Ranked| {
+            let above = if c.score == max { 0.0 } else { c.score - max };
+            Ranked { score: (above / temperature).exp(), id: c.id }
+        };
+        let all = logits.iter().zip(0..).map(|(&score, id)| Ranked { score, id });
+        let all = all.filter(|c| !c.score.is_nan());
+        self.kept.clear();
+        if top_k == 0 && top_p >= 1.0 && min_p <= 0.0 {
+            self.kept.extend(all.map(weigh));
+        } else {
+            self.heap.clear();
+            self.heap.extend(all);
+            self.keep_top_k();
+            self.keep_top_p_and_min_p(weigh);
+        }
         self.draw().unwrap_or_else(|| argmax(logits))
     }
 
     fn keep_top_k(&mut self) {
         let k = self.options.top_k;
-        let keeps_all_unsorted = self.options.top_p >= 1.0 && self.options.min_p <= 0.0;
-        if k > 0 && k < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(k - 1, by_likelihood);
-            self.candidates.truncate(k);
-        } else if keeps_all_unsorted {
-            return;
-        }
-        self.candidates.sort_unstable_by(by_likelihood);
-    }
-
-    /// Turns logits into unnormalised probabilities exp((l - max) / T).
-    fn weigh(&mut self) {
-        let max = self.candidates.iter().fold(f32::NEG_INFINITY, |m, c| m.max(c.0));
-        let temperature = self.options.temperature;
-        for candidate in &mut self.candidates {
-            let above = if candidate.0 == max { 0.0 } else { candidate.0 - max };
-            candidate.0 = (above / temperature).exp();
+        if k > 0 && k < self.heap.len() {
+            self.kept.extend((0..k).map_while(|_| self.heap.pop()));
+            self.heap.clear();
+            self.heap.extend(self.kept.drain(..));
         }
     }
 
-    fn keep_top_p(&mut self) {
-        if self.options.top_p >= 1.0 {
-            return;
-        }
-        let wanted = f64::from(self.options.top_p) * self.total();
+    /// Takes candidates from the heap, the most likely first, until one of the two says enough.
+    fn keep_top_p_and_min_p(&mut self, weigh: impl Fn(Ranked) -> Ranked) {
+        let SamplerOptions { top_p, min_p, .. } = self.options;
+        let wanted = match top_p < 1.0 {
+            true => f64::from(top_p) * total(self.heap.iter().map(|&c| weigh(c))),
+            false => f64::INFINITY,
+        };
+        // The most likely candidate has weight 1.
+        let least = min_p.min(1.0);
         let mut sum = 0.0;
-        // The token that reaches the sum is kept, so one always remains.
-        let reached = self.candidates.iter().position(|c| {
-            sum += f64::from(c.0);
-            sum >= wanted
-        });
-        if let Some(last) = reached {
-            self.candidates.truncate(last + 1);
+        while let Some(candidate) = self.heap.pop().map(&weigh)
+            && candidate.score >= least
+        {
+            self.kept.push(candidate);
+            sum += f64::from(candidate.score);
+            // The token that reaches the sum is kept, so one always remains.
+            if sum >= wanted {
+                break;
+            }
         }
-    }
-
-    fn keep_min_p(&mut self) {
-        if self.options.min_p > 0.0 {
-            // The most likely candidate has weight 1.
-            let least = self.options.min_p.min(1.0);
-            self.candidates.retain(|c| c.0 >= least);
-        }
-    }
-
-    fn total(&self) -> f64 {
-        self.candidates.iter().map(|c| f64::from(c.0)).sum()
     }
 
     fn draw(&mut self) -> Option<u32> {
-        let mut left = self.random.unit() * self.total();
-        for &(weight, id) in &self.candidates {
-            left -= f64::from(weight);
+        let mut left = self.random.unit() * total(self.kept.iter().copied());
+        for candidate in &self.kept {
+            left -= f64::from(candidate.score);
             if left < 0.0 {
-                return Some(id);
+                return Some(candidate.id);
             }
         }
         // Rounding can leave a crumb after the last candidate.
-        self.candidates.iter().rev().find(|c| c.0 > 0.0).map(|c| c.1)
+        self.kept.iter().rev().find(|c| c.score > 0.0).map(|c| c.id)
     }
 }
 
-/// Most likely first; equals by id, so that the order never depends on the sort.
-fn by_likelihood(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
-    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+fn total(candidates: impl Iterator<Item = Ranked>) -> f64 {
+    candidates.map(|c| f64::from(c.score)).sum()
 }
 
 /// The id of the largest logit, the lowest among equals; NaN never wins.
@@ -236,6 +234,45 @@ mod tests {
             [false, true, false, false, false]
         );
         assert_eq!(alive(SamplerOptions { min_p: 0.3, ..base }), [false, true, true, true, false]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_kept_is_what_sorting_them_all_keeps(
+            logits in proptest::collection::vec(-4_i8..4, 1..40),
+            top_k in 0_usize..12,
+            top_p in 0.05_f32..1.1,
+            min_p in -0.1_f32..1.1,
+        ) {
+            // Whole numbers, so that many are equal. All are kept by id, fewer by likelihood.
+            let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
+            let options = SamplerOptions { temperature: 1.5, top_k, top_p, min_p, seed: 0 };
+            let mut sampler = Sampler::new(options);
+            sampler.sample(&logits);
+            let mut expected: Vec<usize> = (0..logits.len()).collect();
+            if top_k > 0 || top_p < 1.0 || min_p > 0.0 {
+                expected.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+            }
+            if top_k > 0 {
+                expected.truncate(top_k);
+            }
+            let largest = logits[expected[0]];
+            let weight = |id: usize| f64::from(((logits[id] - largest) / 1.5).exp());
+            if top_p < 1.0 {
+                let total: f64 = expected.iter().map(|&id| weight(id)).sum();
+                let mut sum = 0.0;
+                let reached = expected.iter().position(|&id| {
+                    sum += weight(id);
+                    sum >= f64::from(top_p) * total
+                });
+                expected.truncate(reached.unwrap() + 1);
+            }
+            if min_p > 0.0 {
+                expected.retain(|&id| weight(id) >= f64::from(min_p.min(1.0)));
+            }
+            let kept: Vec<usize> = sampler.kept.iter().map(|c| c.id as usize).collect();
+            proptest::prop_assert_eq!(kept, expected);
+        }
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(crate) enum Place {
 /// A weight matrix.
 #[derive(Clone, Debug)]
 pub(crate) struct Matrix {
+    /// Its name in the file.
+    pub tensor: String,
     pub storage: Storage,
     /// The input dimension.
     pub columns: usize,
@@ -138,21 +140,12 @@ impl Weights {
         Ok(Self { arena, embedding, layers, output_norm, head, rope_factors })
     }
 
-    /// Every matrix that is a linear layer, the head included, with its name in the file.
-    pub fn linears(&self) -> impl Iterator<Item = (String, &Matrix)> {
-        let of_layers = self.layers.iter().enumerate().flat_map(|(i, l)| {
-            [
-                ("attn_q", &l.query),
-                ("attn_k", &l.key),
-                ("attn_v", &l.value),
-                ("attn_output", &l.attention_output),
-                ("ffn_gate", &l.gate),
-                ("ffn_up", &l.up),
-                ("ffn_down", &l.down),
-            ]
-            .map(|(part, matrix)| (format!("blk.{i}.{part}.weight"), matrix))
+    /// Every matrix that is a linear layer, the head included.
+    pub fn linears(&self) -> impl Iterator<Item = &Matrix> {
+        let of_layers = self.layers.iter().flat_map(|l| {
+            [&l.query, &l.key, &l.value, &l.attention_output, &l.gate, &l.up, &l.down]
         });
-        of_layers.chain([("output.weight".to_owned(), &self.head)])
+        of_layers.chain([&self.head])
     }
 
     /// Bytes of weights read to compute one token: all but the embedding's other rows.
@@ -160,7 +153,7 @@ impl Weights {
         let norms: usize =
             self.layers.iter().map(|l| l.attention_norm.len() + l.feed_forward_norm.len()).sum();
         let norms = 4 * (norms + self.output_norm.len());
-        norms + self.linears().map(|(_, matrix)| matrix.bytes()).sum::<usize>()
+        norms + self.linears().map(Matrix::bytes).sum::<usize>()
     }
 }
 
@@ -236,7 +229,7 @@ impl Loader<'_> {
             GgmlType::Q8_0X16 => Storage::Packed(Packed::Q8_0, Place::File(range)),
             _ => return Err(self.wrong_type(tensor, "F32, F16, Q4_0 or Q8_0", found)),
         };
-        Ok(Matrix { storage, columns, rows })
+        Ok(Matrix { tensor, storage, columns, rows })
     }
 
     /// Reserves room in the arena.

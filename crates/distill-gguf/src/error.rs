@@ -1,15 +1,15 @@
 //! What can go wrong, each with the file, the place and the way out.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use crate::GgmlType;
 
 /// Why a GGUF file could not be read, used or written.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum GgufError {
     /// The file could not be opened or mapped.
-    #[error("{}: cannot open the model file: {source}", file.display())]
     Open {
         /// The file.
         file: PathBuf,
@@ -17,15 +17,11 @@ pub enum GgufError {
         source: std::io::Error,
     },
     /// The path is a directory, a device or the like.
-    #[error("{}: not a regular file; expected a .gguf file", file.display())]
     NotAFile {
         /// The path.
         file: PathBuf,
     },
     /// The file does not begin with `GGUF`.
-    #[error(
-        "{}: not a GGUF file: it begins with {}, expected \"GGUF\"", file.display(), quoted(found)
-    )]
     Magic {
         /// The file.
         file: PathBuf,
@@ -33,10 +29,6 @@ pub enum GgufError {
         found: [u8; 4],
     },
     /// The version is not 2 or 3.
-    #[error(
-        "{}: GGUF version {version} at byte 4, expected 2 or 3; convert the model again with \
-         current tools", file.display()
-    )]
     Version {
         /// The file.
         file: PathBuf,
@@ -44,10 +36,6 @@ pub enum GgufError {
         version: u32,
     },
     /// The file is written for big-endian machines.
-    #[error(
-        "{}: a big-endian GGUF file (version {version} with its bytes reversed); convert it to \
-         little-endian, e.g. with the gguf package's gguf-convert-endian", file.display()
-    )]
     BigEndian {
         /// The file.
         file: PathBuf,
@@ -55,10 +43,6 @@ pub enum GgufError {
         version: u32,
     },
     /// The file ends before what it announces.
-    #[error(
-        "{}: the file ends early: {what} at byte {offset} needs {needed} bytes, and {available} \
-         are left; it is truncated or damaged, so fetch or convert it again", file.display()
-    )]
     Truncated {
         /// The file.
         file: PathBuf,
@@ -72,7 +56,6 @@ pub enum GgufError {
         available: u64,
     },
     /// Bytes that should be text are not UTF-8.
-    #[error("{}: {what} at byte {offset} is not valid UTF-8", file.display())]
     Utf8 {
         /// The file.
         file: PathBuf,
@@ -82,10 +65,6 @@ pub enum GgufError {
         offset: u64,
     },
     /// The type number of a metadata value is unknown.
-    #[error(
-        "{}: metadata key `{key}` has the value type {found} at byte {offset}, expected 0 to 12",
-        file.display()
-    )]
     UnknownValueType {
         /// The file.
         file: PathBuf,
@@ -97,10 +76,6 @@ pub enum GgufError {
         offset: u64,
     },
     /// Arrays of arrays of arrays … beyond the limit.
-    #[error(
-        "{}: metadata key `{key}` nests arrays more than {limit} deep at byte {offset}",
-        file.display()
-    )]
     NestedTooDeep {
         /// The file.
         file: PathBuf,
@@ -112,10 +87,6 @@ pub enum GgufError {
         offset: u64,
     },
     /// A boolean is neither 0 nor 1.
-    #[error(
-        "{}: metadata key `{key}` has the boolean {found} at byte {offset}, expected 0 or 1",
-        file.display()
-    )]
     BadBool {
         /// The file.
         file: PathBuf,
@@ -127,7 +98,6 @@ pub enum GgufError {
         offset: u64,
     },
     /// A metadata key stands there twice.
-    #[error("{}: metadata key `{key}` appears again at byte {offset}", file.display())]
     DuplicateKey {
         /// The file.
         file: PathBuf,
@@ -137,7 +107,6 @@ pub enum GgufError {
         offset: u64,
     },
     /// A tensor name stands there twice.
-    #[error("{}: tensor `{tensor}` appears again at byte {offset}", file.display())]
     DuplicateTensor {
         /// The file.
         file: PathBuf,
@@ -147,9 +116,6 @@ pub enum GgufError {
         offset: u64,
     },
     /// `general.alignment` cannot be.
-    #[error(
-        "{}: general.alignment is {found}, expected a power of two of at least 8", file.display()
-    )]
     Alignment {
         /// The file.
         file: PathBuf,
@@ -157,10 +123,6 @@ pub enum GgufError {
         found: String,
     },
     /// A tensor has no dimension, too many, or an empty one.
-    #[error(
-        "{}: tensor `{tensor}`, record at byte {offset}: dims {dims:?} (count {count}), expected \
-         1 to 4 dims, none of them zero", file.display()
-    )]
     Dims {
         /// The file.
         file: PathBuf,
@@ -174,11 +136,6 @@ pub enum GgufError {
         offset: u64,
     },
     /// The tensor's type is not one this crate knows.
-    #[error(
-        "{}: tensor `{tensor}` has the type {found} ({}) at byte {offset}; supported: F32, F16, \
-         BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K; use another quantisation of this \
-         model", file.display(), foreign_type(*found)
-    )]
     UnknownTensorType {
         /// The file.
         file: PathBuf,
@@ -190,10 +147,6 @@ pub enum GgufError {
         offset: u64,
     },
     /// Dims and type do not give a size: a row is not whole blocks, or the product overflows.
-    #[error(
-        "{}: tensor `{tensor}` cannot have dims {dims:?} in {ty}: expected 1 to 4 dims, none \
-         zero, rows that are multiples of {}, and a size below 2^64 bytes", file.display(), ty.block_elements()
-    )]
     TensorSize {
         /// The file.
         file: PathBuf,
@@ -205,10 +158,6 @@ pub enum GgufError {
         ty: GgmlType,
     },
     /// The tensor's data begin between two multiples of the alignment.
-    #[error(
-        "{}: tensor `{tensor}` begins at data offset {offset}, expected a multiple of {alignment}",
-        file.display()
-    )]
     Misaligned {
         /// The file.
         file: PathBuf,
@@ -220,11 +169,6 @@ pub enum GgufError {
         alignment: u64,
     },
     /// The tensor's data reach beyond the end of the file.
-    #[error(
-        "{}: tensor `{tensor}` needs {needed} bytes at data offset {offset} (data begin at byte \
-         {data_start}), but the file has {file_bytes} bytes; it is truncated or damaged, so fetch \
-         or convert it again", file.display()
-    )]
     TensorOutOfFile {
         /// The file.
         file: PathBuf,
@@ -240,11 +184,6 @@ pub enum GgufError {
         file_bytes: u64,
     },
     /// Two tensors share bytes.
-    #[error(
-        "{}: tensor `{tensor}` begins at data offset {offset}, inside tensor `{other}`, which has \
-         {other_bytes} bytes at data offset {other_offset}; expected tensors that do not overlap",
-        file.display()
-    )]
     Overlap {
         /// The file.
         file: PathBuf,
@@ -260,7 +199,6 @@ pub enum GgufError {
         other_bytes: usize,
     },
     /// A key that is needed is not there.
-    #[error("{}: metadata key `{key}` is missing; expected {expected}", file.display())]
     MissingKey {
         /// The file.
         file: PathBuf,
@@ -270,7 +208,6 @@ pub enum GgufError {
         expected: &'static str,
     },
     /// A key has another type than is needed, or a number out of its range.
-    #[error("{}: metadata key `{key}` is {found}; expected {expected}", file.display())]
     WrongType {
         /// The file.
         file: PathBuf,
@@ -282,9 +219,6 @@ pub enum GgufError {
         found: String,
     },
     /// A tensor that is needed is not there.
-    #[error(
-        "{}: tensor `{tensor}` is missing among the {count} tensors of the file", file.display()
-    )]
     MissingTensor {
         /// The file.
         file: PathBuf,
@@ -294,7 +228,6 @@ pub enum GgufError {
         count: usize,
     },
     /// The tensor's type has no float values.
-    #[error("{}: tensor `{tensor}` is {ty}, which has no dequantiser", file.display())]
     NotDequantizable {
         /// The file.
         file: PathBuf,
@@ -304,7 +237,6 @@ pub enum GgufError {
         ty: GgmlType,
     },
     /// The file could not be created, written, flushed or renamed.
-    #[error("{}: cannot {action} the model file: {source}", file.display())]
     Write {
         /// The file.
         file: PathBuf,
@@ -314,10 +246,6 @@ pub enum GgufError {
         source: std::io::Error,
     },
     /// The disk is full.
-    #[error(
-        "{}: no space left: the file needs {needed} bytes; free some or write elsewhere (nothing \
-         partial was left behind)", file.display()
-    )]
     DiskFull {
         /// The file.
         file: PathBuf,
@@ -325,7 +253,6 @@ pub enum GgufError {
         needed: u64,
     },
     /// What was given to the writer cannot be stored.
-    #[error("{}: cannot store tensor `{tensor}`: {source}", file.display())]
     Source {
         /// The file being written.
         file: PathBuf,
@@ -335,9 +262,6 @@ pub enum GgufError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A tensor's source gave more or fewer bytes than dims and type say.
-    #[error(
-        "{}: tensor `{tensor}` was given {found} bytes, expected {expected}", file.display()
-    )]
     SourceLength {
         /// The file being written.
         file: PathBuf,
@@ -349,7 +273,6 @@ pub enum GgufError {
         found: u64,
     },
     /// A tensor's name is longer than readers accept.
-    #[error("{}: tensor name `{tensor}` is longer than 63 bytes", file.display())]
     NameTooLong {
         /// The file being written.
         file: PathBuf,
@@ -357,13 +280,174 @@ pub enum GgufError {
         tensor: String,
     },
     /// A tensor was declared twice to the writer.
-    #[error("{}: tensor `{tensor}` was declared twice", file.display())]
     DeclaredTwice {
         /// The file being written.
         file: PathBuf,
         /// The tensor.
         tensor: String,
     },
+}
+
+impl fmt::Display for GgufError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open { file, source } => {
+                write!(f, "{}: cannot open the model file: {source}", file.display())
+            }
+            Self::NotAFile { file } => {
+                write!(f, "{}: not a regular file; expected a .gguf file", file.display())
+            }
+            Self::Magic { file, found } => write!(
+                f,
+                "{}: not a GGUF file: it begins with {}, expected \"GGUF\"",
+                file.display(),
+                quoted(found)
+            ),
+            Self::Version { file, version } => write!(
+                f,
+                "{}: GGUF version {version} at byte 4, expected 2 or 3; convert the model again \
+                 with current tools",
+                file.display()
+            ),
+            Self::BigEndian { file, version } => write!(
+                f,
+                "{}: a big-endian GGUF file (version {version} with its bytes reversed); convert \
+                 it to little-endian, e.g. with the gguf package's gguf-convert-endian",
+                file.display()
+            ),
+            Self::Truncated { file, what, offset, needed, available } => write!(
+                f,
+                "{}: the file ends early: {what} at byte {offset} needs {needed} bytes, and \
+                 {available} are left; it is truncated or damaged, so fetch or convert it again",
+                file.display()
+            ),
+            Self::Utf8 { file, what, offset } => {
+                write!(f, "{}: {what} at byte {offset} is not valid UTF-8", file.display())
+            }
+            Self::UnknownValueType { file, key, found, offset } => write!(
+                f,
+                "{}: metadata key `{key}` has the value type {found} at byte {offset}, expected \
+                 0 to 12",
+                file.display()
+            ),
+            Self::NestedTooDeep { file, key, limit, offset } => write!(
+                f,
+                "{}: metadata key `{key}` nests arrays more than {limit} deep at byte {offset}",
+                file.display()
+            ),
+            Self::BadBool { file, key, found, offset } => write!(
+                f,
+                "{}: metadata key `{key}` has the boolean {found} at byte {offset}, expected 0 \
+                 or 1",
+                file.display()
+            ),
+            Self::DuplicateKey { file, key, offset } => {
+                write!(f, "{}: metadata key `{key}` appears again at byte {offset}", file.display())
+            }
+            Self::DuplicateTensor { file, tensor, offset } => {
+                write!(f, "{}: tensor `{tensor}` appears again at byte {offset}", file.display())
+            }
+            Self::Alignment { file, found } => write!(
+                f,
+                "{}: general.alignment is {found}, expected a power of two of at least 8",
+                file.display()
+            ),
+            Self::Dims { file, tensor, dims, count, offset } => write!(
+                f,
+                "{}: tensor `{tensor}`, record at byte {offset}: dims {dims:?} (count {count}), \
+                 expected 1 to 4 dims, none of them zero",
+                file.display()
+            ),
+            Self::UnknownTensorType { file, tensor, found, offset } => write!(
+                f,
+                "{}: tensor `{tensor}` has the type {found} ({}) at byte {offset}; supported: \
+                 F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K; use another \
+                 quantisation of this model",
+                file.display(),
+                foreign_type(*found)
+            ),
+            Self::TensorSize { file, tensor, dims, ty } => write!(
+                f,
+                "{}: tensor `{tensor}` cannot have dims {dims:?} in {ty}: expected 1 to 4 dims, \
+                 none zero, rows that are multiples of {}, and a size below 2^64 bytes",
+                file.display(),
+                ty.block_elements()
+            ),
+            Self::Misaligned { file, tensor, offset, alignment } => write!(
+                f,
+                "{}: tensor `{tensor}` begins at data offset {offset}, expected a multiple of \
+                 {alignment}",
+                file.display()
+            ),
+            Self::TensorOutOfFile { file, tensor, offset, needed, data_start, file_bytes } => {
+                write!(
+                    f,
+                    "{}: tensor `{tensor}` needs {needed} bytes at data offset {offset} (data \
+                     begin at byte {data_start}), but the file has {file_bytes} bytes; it is \
+                     truncated or damaged, so fetch or convert it again",
+                    file.display()
+                )
+            }
+            Self::Overlap { file, tensor, offset, other, other_offset, other_bytes } => write!(
+                f,
+                "{}: tensor `{tensor}` begins at data offset {offset}, inside tensor `{other}`, \
+                 which has {other_bytes} bytes at data offset {other_offset}; expected tensors \
+                 that do not overlap",
+                file.display()
+            ),
+            Self::MissingKey { file, key, expected } => write!(
+                f,
+                "{}: metadata key `{key}` is missing; expected {expected}",
+                file.display()
+            ),
+            Self::WrongType { file, key, expected, found } => write!(
+                f,
+                "{}: metadata key `{key}` is {found}; expected {expected}",
+                file.display()
+            ),
+            Self::MissingTensor { file, tensor, count } => write!(
+                f,
+                "{}: tensor `{tensor}` is missing among the {count} tensors of the file",
+                file.display()
+            ),
+            Self::NotDequantizable { file, tensor, ty } => {
+                write!(f, "{}: tensor `{tensor}` is {ty}, which has no dequantiser", file.display())
+            }
+            Self::Write { file, action, source } => {
+                write!(f, "{}: cannot {action} the model file: {source}", file.display())
+            }
+            Self::DiskFull { file, needed } => write!(
+                f,
+                "{}: no space left: the file needs {needed} bytes; free some or write elsewhere \
+                 (nothing partial was left behind)",
+                file.display()
+            ),
+            Self::Source { file, tensor, source } => {
+                write!(f, "{}: cannot store tensor `{tensor}`: {source}", file.display())
+            }
+            Self::SourceLength { file, tensor, expected, found } => write!(
+                f,
+                "{}: tensor `{tensor}` was given {found} bytes, expected {expected}",
+                file.display()
+            ),
+            Self::NameTooLong { file, tensor } => {
+                write!(f, "{}: tensor name `{tensor}` is longer than 63 bytes", file.display())
+            }
+            Self::DeclaredTwice { file, tensor } => {
+                write!(f, "{}: tensor `{tensor}` was declared twice", file.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for GgufError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Open { source, .. } | Self::Write { source, .. } => Some(source),
+            Self::Source { source, .. } => Some(source.as_ref()),
+            _ => None,
+        }
+    }
 }
 
 /// Four bytes as text where they are printable, else as numbers.
@@ -391,5 +475,28 @@ fn foreign_type(id: u32) -> &'static str {
         35 => "TQ2_0",
         39 => "MXFP4",
         _ => "unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn what_another_said_is_told_and_kept_as_the_source() {
+        let said = || io::Error::other("no such luck");
+        let file = PathBuf::from("m.gguf");
+        let open = GgufError::Open { file: file.clone(), source: said() };
+        let write = GgufError::Write { file: file.clone(), action: "rename", source: said() };
+        let source =
+            GgufError::Source { file: file.clone(), tensor: "t".into(), source: said().into() };
+        for error in [open, write, source] {
+            assert!(error.to_string().ends_with(": no such luck"), "{error}");
+            assert_eq!(error.source().unwrap().to_string(), "no such luck");
+        }
+        assert!(GgufError::NotAFile { file }.source().is_none());
     }
 }

@@ -138,15 +138,12 @@ impl Parts<'_> {
 
     /// The ids that end a turn, in ascending order.
     fn end_of_generation(&self, kinds: &[TokenKind]) -> Vec<u32> {
-        let known = (0..).zip(self.tokens).zip(kinds).filter(|((_, text), kind)| {
-            **kind == TokenKind::Control && TURN_ENDS.contains(&text.as_str())
+        let ends = (0..).zip(self.tokens).zip(kinds).filter(|&((id, text), kind)| {
+            self.eos == Some(id)
+                || self.ends.contains(&id)
+                || *kind == TokenKind::Control && TURN_ENDS.contains(&text.as_str())
         });
-        let known = known.map(|((id, _), _)| id);
-        let mut ends: Vec<u32> =
-            self.eos.into_iter().chain(self.ends.iter().copied()).chain(known).collect();
-        ends.sort_unstable();
-        ends.dedup();
-        ends
+        ends.map(|((id, _), _)| id).collect()
     }
 }
 

@@ -1,10 +1,13 @@
 //! SentencePiece's BPE: text without pre-tokenizer, `▁` for spaces, merges ranked by scores.
 
+use std::collections::BinaryHeap;
+
 use super::PartsError;
 use super::bpe::{Merge, Merges};
 use super::hash::FastSet;
 use super::texts::{Index, Texts};
 use super::vocabulary::TokenKind;
+use crate::ranked::Ranked;
 
 /// What stands for a space in the vocabulary: U+2581.
 pub(super) const SPACE: char = '▁';
@@ -85,18 +88,19 @@ pub(super) fn merges_by_score(
     if let Some(index) = scores.iter().position(|score| !score.is_finite()) {
         return Err(PartsError::Score { index, score: scores[index] });
     }
-    let mut by_score: Vec<u32> =
-        (0..).zip(kinds).filter(|(_, k)| **k == TokenKind::Normal).map(|(id, _)| id).collect();
-    if let Some(&id) = by_score.iter().find(|&&id| texts.get(id).len() > LONGEST) {
+    let normal = (0..).zip(kinds).filter(|(_, kind)| **kind == TokenKind::Normal);
+    let normal = normal.map(|(id, _)| id);
+    if let Some(id) = normal.clone().find(|&id| texts.get(id).len() > LONGEST) {
         return Err(PartsError::Length { index: id as usize, bytes: texts.get(id).len() });
     }
-    let ids = Index::new(texts, by_score.iter().copied());
-    by_score.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
+    let ids = Index::new(texts, normal.clone());
+    let mut by_score: BinaryHeap<Ranked> =
+        normal.map(|id| Ranked { score: scores[id as usize], id }).collect();
 
     let mut merges = Merges::with_capacity(2 * texts.len());
     let mut rank = 0;
     let mut pairs = Vec::new();
-    for token in by_score {
+    while let Some(Ranked { id: token, .. }) = by_score.pop() {
         let text = texts.get(token);
         pairs.clear();
         // No token begins inside a character, that is with one of its continuation bytes.
@@ -105,10 +109,11 @@ pub(super) fn merges_by_score(
             if let Some(left) = ids.get(texts, left)
                 && let Some(right) = ids.get(texts, right)
             {
-                pairs.push((left, right));
+                // Few, so each is put in its place.
+                let at = pairs.partition_point(|&pair| pair < (left, right));
+                pairs.insert(at, (left, right));
             }
         }
-        pairs.sort_unstable();
         for &(left, right) in &pairs {
             merges.add(left, right, Merge { rank, token });
             rank += 1;

@@ -1,5 +1,6 @@
 //! Tokens that are found in text as a whole, before anything is merged.
 
+use std::collections::BinaryHeap;
 use std::ops::Range;
 
 use super::PartsError;
@@ -16,7 +17,8 @@ pub(super) struct Specials {
     starts: Vec<Range<usize>>,
 }
 
-#[derive(Clone, Debug)]
+/// Ordered by text, then by id.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Special {
     text: Box<[u8]>,
     id: u32,
@@ -46,7 +48,7 @@ impl Specials {
         if let Some((id, text, _)) = tokens.clone().find(too_long) {
             return Err(PartsError::Length { index: id as usize, bytes: text.len() });
         }
-        let mut sorted: Vec<Special> = tokens
+        let specials: BinaryHeap<Special> = tokens
             .filter(|&(_, text, kind)| is_special(kind) && !text.is_empty())
             .map(|(id, text, kind)| Special {
                 text: text.as_bytes().into(),
@@ -54,7 +56,8 @@ impl Specials {
                 user_defined: kind == TokenKind::UserDefined,
             })
             .collect();
-        sorted.sort_by(|a, b| (&a.text, a.id).cmp(&(&b.text, b.id)));
+        // The heap's sort is a tenth of `sort`'s code.
+        let mut sorted = specials.into_sorted_vec();
         sorted.dedup_by(|later, first| later.text == first.text);
         let starts = (0..=255)
             .map(|byte| {

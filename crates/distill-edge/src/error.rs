@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use crate::cache::KvType;
 use crate::tokenizer::PreTokenizer;
 
 /// Everything the runtime refuses.
@@ -152,6 +153,16 @@ pub enum EdgeError {
         context: usize,
         /// Bytes it needs; `usize::MAX` stands for more than can be counted.
         bytes: usize,
+    },
+    /// Heads that are not whole blocks of the cache's type.
+    #[error(
+        "heads of {head_dim} elements are not whole blocks of 32, which a cache in {kv} needs. Open the session with one in f16 or f32"
+    )]
+    KvBlocks {
+        /// Elements of a head.
+        head_dim: usize,
+        /// How keys and values were to be stored.
+        kv: KvType,
     },
     /// A saved session could not be read or written.
     #[error("cannot {action} {}: {source}", file.display())]

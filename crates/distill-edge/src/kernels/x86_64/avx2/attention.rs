@@ -10,9 +10,9 @@
 //! computed and thrown away, weights beyond are zero, which adds nothing.
 
 use std::arch::x86_64::{
-    __m256, _CMP_LT_OQ, _mm_loadl_epi64, _mm_loadu_si128, _mm256_add_ps, _mm256_and_ps,
-    _mm256_blendv_ps, _mm256_cmp_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps,
-    _mm256_fmadd_ps, _mm256_max_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setr_ps,
+    __m256, _CMP_LT_OQ, _MM_HINT_T1, _mm_loadl_epi64, _mm_loadu_si128, _mm_prefetch, _mm256_add_ps,
+    _mm256_and_ps, _mm256_blendv_ps, _mm256_cmp_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
+    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_max_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setr_ps,
     _mm256_setzero_ps, _mm256_sub_ps,
 };
 
@@ -21,8 +21,14 @@ use super::super::super::scalar::{self, reduce_positions};
 use super::super::super::{BLOCK, CHUNK, Cached, Element, LANES, POSITIONS, Queries, Total};
 use super::{exp, lanes, load_f32, store_f32};
 
+/// Blocks ahead whose keys are asked for.
+const AHEAD: usize = 4;
+
 /// An element of the cache that this instruction set widens eight at a time.
 trait Load: Element {
+    /// Bytes of an element in a record, with its share of their scales.
+    const STRIDE: usize = if Self::SCALED { 17 } else { POSITIONS * size_of::<Self>() };
+
     /// # Safety
     /// The CPU must have AVX2, FMA and F16C.
     unsafe fn load(from: &[Self; LANES]) -> __m256;
@@ -88,11 +94,15 @@ fn attend<T: Load>(queries: Queries<'_>, cached: Cached<'_, T>) {
     if head_dim < 2 * LANES {
         return scalar::attend(queries, cached);
     }
-    queries.by_tiles(&[4, 3, 2, 1], |tile| match tile.seen.len() {
-        1 => attend_tile::<1, T>(tile, head_dim, scale, cached),
-        2 => attend_tile::<2, T>(tile, head_dim, scale, cached),
-        3 => attend_tile::<3, T>(tile, head_dim, scale, cached),
-        _ => attend_tile::<4, T>(tile, head_dim, scale, cached),
+    let mut first = true;
+    queries.by_tiles(&[4, 3, 2, 1], |tile| {
+        match tile.seen.len() {
+            1 => attend_tile::<1, T>(tile, head_dim, scale, cached, first),
+            2 => attend_tile::<2, T>(tile, head_dim, scale, cached, first),
+            3 => attend_tile::<3, T>(tile, head_dim, scale, cached, first),
+            _ => attend_tile::<4, T>(tile, head_dim, scale, cached, first),
+        }
+        first = false;
     });
 }
 
@@ -103,13 +113,14 @@ fn attend_tile<const Q: usize, T: Load>(
     head_dim: usize,
     scale: f32,
     cached: Cached<'_, T>,
+    first: bool,
 ) {
     let Tile { queries, seen, weights, totals, mixed, furthest, .. } = tile;
-    scores::<Q, T>(queries, cached.keys, furthest, head_dim, weights);
+    scores::<Q, T>(queries, cached, furthest, head_dim, weights, first);
     for ((weights, &seen), total) in weights.iter_mut().zip(seen).zip(totals) {
         *total = softmax(weights, seen as usize, furthest, scale);
     }
-    mix::<Q, T>(weights, cached.values, furthest, head_dim, mixed);
+    mix::<Q, T>(weights, cached.values, furthest, head_dim, mixed, first);
 }
 
 /// Scores of whole blocks of 16 positions, as many as cover `positions`.
@@ -117,21 +128,35 @@ fn attend_tile<const Q: usize, T: Load>(
 #[inline]
 fn scores<const Q: usize, T: Load>(
     queries: &[f32],
-    keys: &[T],
+    Cached { keys, values }: Cached<'_, T>,
     positions: usize,
     head_dim: usize,
     weights: &mut [[f32; CHUNK]],
+    first: bool,
 ) {
     let query: [&[f32]; Q] = std::array::from_fn(|q| &queries[q * head_dim..][..head_dim]);
     let records = keys.chunks_exact(T::record(head_dim)).take(positions.div_ceil(POSITIONS));
     for (b, record) in records.enumerate() {
+        // What comes is asked for ahead, once for all tiles, for the hardware alone stops at each
+        // page: the keys of later blocks, and the values of these, which take as many bytes. Any
+        // address may be named.
+        let ahead = match first {
+            true => [
+                record.as_ptr().wrapping_add(AHEAD * record.len()).cast::<i8>(),
+                values.as_ptr().wrapping_add(b * record.len()).cast(),
+            ],
+            // What is here already costs nothing.
+            false => [record.as_ptr().cast(); 2],
+        };
         let (block, scales) = record.split_at(head_dim * POSITIONS);
         let mut acc = [[_mm256_setzero_ps(); 2]; Q];
         if T::SCALED {
             let scales = scales.as_chunks::<{ 2 * LANES }>().0.chunks_exact(2);
             let blocks = block.chunks_exact(BLOCK * POSITIONS);
             for (n, (block, scales)) in blocks.zip(scales).enumerate() {
-                let sums = products(query.map(|query| &query[n * BLOCK..][..BLOCK]), block);
+                let ahead = ahead.map(|ahead| ahead.wrapping_add(n * BLOCK * T::STRIDE));
+                let query = query.map(|query| &query[n * BLOCK..][..BLOCK]);
+                let sums = products(query, block, ahead);
                 for i in 0..2 {
                     // SAFETY: this function has the features that the load needs.
                     let scale = unsafe { T::scales(&scales[i]) };
@@ -141,7 +166,7 @@ fn scores<const Q: usize, T: Load>(
                 }
             }
         } else {
-            acc = products(query, block);
+            acc = products(query, block, ahead);
         }
         for q in 0..Q {
             let out = weights[q][b * POSITIONS..][..POSITIONS].as_chunks_mut::<LANES>().0;
@@ -154,12 +179,19 @@ fn scores<const Q: usize, T: Load>(
 /// The sums of some elements of sixteen keys times those of the queries.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn products<const Q: usize, T: Load>(query: [&[f32]; Q], keys: &[T]) -> [[__m256; 2]; Q] {
+fn products<const Q: usize, T: Load>(
+    query: [&[f32]; Q],
+    keys: &[T],
+    ahead: [*const i8; 2],
+) -> [[__m256; 2]; Q] {
     // Lengths that the compiler can see, so that the loop checks none.
     let count = keys.len() / POSITIONS;
     let query = query.map(|query| &query[..count]);
     let mut acc = [[_mm256_setzero_ps(); 2]; Q];
     for (d, keys) in keys.as_chunks::<LANES>().0.chunks_exact(2).take(count).enumerate() {
+        for ahead in ahead {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(d * T::STRIDE));
+        }
         // SAFETY: this function has the features that the load needs.
         let keys = unsafe { [T::load(&keys[0]), T::load(&keys[1])] };
         for q in 0..Q {
@@ -213,7 +245,11 @@ fn mix<const Q: usize, T: Load>(
     positions: usize,
     head_dim: usize,
     mixed: &mut [f32],
+    first: bool,
 ) {
+    // What follows in memory are the keys of the next head; what is here already costs nothing.
+    let ends = values.as_ptr_range();
+    let mut next = if first { ends.end } else { ends.start }.cast::<i8>();
     let (record, elements) = (T::record(head_dim), head_dim * POSITIONS);
     let mut from = 0;
     while from < head_dim {
@@ -243,6 +279,8 @@ fn mix<const Q: usize, T: Load>(
             let values = values[..elements.min(values.len())].chunks_exact(head_dim);
             let left = POSITIONS.min(positions - g * POSITIONS);
             for (p, values) in values.enumerate().take(left) {
+                _mm_prefetch::<_MM_HINT_T1>(next);
+                next = next.wrapping_add(2 * LANES);
                 let values = values[start..start + 2 * LANES].as_chunks::<LANES>().0;
                 // SAFETY: this function has the features that the load needs.
                 let values = unsafe { [T::load(&values[0]), T::load(&values[1])] };

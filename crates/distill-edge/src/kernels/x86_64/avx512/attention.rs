@@ -26,6 +26,9 @@ const _: () = assert!(WIDE == POSITIONS);
 
 /// An element of the cache that this instruction set widens sixteen at a time.
 trait Load: Element {
+    /// Bytes of an element in two records, with its share of their scales.
+    const STRIDE: usize = 2 * if Self::SCALED { 17 } else { WIDE * size_of::<Self>() };
+
     /// # Safety
     /// The CPU must have AVX-512F.
     unsafe fn load(from: &[Self; WIDE]) -> __m512;
@@ -150,20 +153,12 @@ fn scores<const Q: usize, T: Load>(
     let head_dim = queries.len() / Q;
     assert!(queries.len() == Q * head_dim);
     let (record, elements) = (T::record(head_dim), head_dim * WIDE);
-    let next = cached.keys.as_ptr().wrapping_add((b + AHEAD) * record).cast::<i8>();
-    let values = cached.values.as_ptr().wrapping_add(b * record).cast::<i8>();
     // What comes is asked for ahead, for the hardware alone stops at each page: the keys of
     // later blocks, and the values of these, which take as many bytes. Any address may be named.
-    let bytes = size_of::<T>() * 2 * record / head_dim;
-    let prefetch = |d: usize| {
-        // Not for many queries, of which another tile has mostly been here.
-        if Q < MANY {
-            for line in (d * bytes..(d + 1) * bytes).step_by(64) {
-                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line));
-                _mm_prefetch::<_MM_HINT_T1>(values.wrapping_add(line));
-            }
-        }
-    };
+    let ahead = [
+        cached.keys.as_ptr().wrapping_add((b + AHEAD) * record).cast::<i8>(),
+        cached.values.as_ptr().wrapping_add(b * record).cast(),
+    ];
     let last = cached.keys.len() / record - 1;
     let records = [b, last.min(b + 1)].map(|b| &cached.keys[b * record..][..record]);
     let blocks = records.map(|record| record[..elements].as_chunks::<WIDE>().0);
@@ -173,7 +168,8 @@ fn scores<const Q: usize, T: Load>(
         for n in 0..head_dim / BLOCK {
             let from = n * BLOCK;
             let blocks = blocks.map(|block| &block[from..from + BLOCK]);
-            let sums = products::<Q, T>(&queries[from..], head_dim, blocks, |d| prefetch(from + d));
+            let ahead = ahead.map(|ahead| ahead.wrapping_add(from * T::STRIDE));
+            let sums = products::<Q, T>(&queries[from..], head_dim, blocks, ahead);
             for i in 0..2 {
                 // SAFETY: this function has the features that the load needs.
                 let scale = unsafe { T::scales(&scales[i][n]) };
@@ -183,7 +179,7 @@ fn scores<const Q: usize, T: Load>(
             }
         }
     } else {
-        acc = products::<Q, T>(queries, head_dim, blocks, prefetch);
+        acc = products::<Q, T>(queries, head_dim, blocks, ahead);
     }
     for q in 0..Q {
         let out = weights[q][b * WIDE..].as_chunks_mut::<WIDE>().0;
@@ -201,7 +197,7 @@ fn products<const Q: usize, T: Load>(
     queries: &[f32],
     head_dim: usize,
     blocks: [&[[T; WIDE]]; 2],
-    each: impl Fn(usize),
+    ahead: [*const i8; 2],
 ) -> [[__m512; 2]; Q] {
     // Lengths that the compiler can see, so that the loop checks none.
     let count = blocks[0].len();
@@ -209,7 +205,12 @@ fn products<const Q: usize, T: Load>(
     assert!(count <= head_dim && queries.len() >= (Q - 1) * head_dim + count);
     let mut acc = [[_mm512_setzero_ps(); 2]; Q];
     for d in 0..count {
-        each(d);
+        // Not for many queries, of which another tile has mostly been here.
+        if Q < MANY {
+            for ahead in ahead {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(d * T::STRIDE));
+            }
+        }
         let mut keys = [_mm512_setzero_ps(); 2];
         for i in 0..2 {
             // SAFETY: this function has the features that the load needs.

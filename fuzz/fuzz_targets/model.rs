@@ -35,7 +35,8 @@ impl<'a> Arbitrary<'a> for Input {
         let activations = *u.choose(&[None, Some(Activations::Float), Some(Activations::Q8_0)])?;
         let kernels = *u.choose(&[KernelChoice::Best, KernelChoice::Avx2])?;
         // Keys of binary16 overflow from 65504 on.
-        let kv = if moderate || u.arbitrary()? { KvType::F32 } else { KvType::F16 };
+        let kvs = [KvType::F32, KvType::Q8_0, KvType::F16];
+        let kv = *u.choose(if moderate { &kvs[..2] } else { &kvs })?;
         let options = LoadOptions { activations, threads: 1, kernels };
         // Kernels take tokens in small tiles; long prompts are as good, and slow.
         let prompt = if u.ratio(1, 8)? { run::LONGEST_PROMPT } else { u.int_in_range(1..=5)? };

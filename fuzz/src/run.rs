@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use distill_edge::{KvType, LoadOptions, Model, Session, SessionOptions, Tokenizer, Utf8Stream};
+use distill_edge::{
+    EdgeError, KvType, LoadOptions, Model, Session, SessionOptions, Tokenizer, Utf8Stream,
+};
 
 use crate::limits::{
     LOAD_CONSTANT, LOAD_FACTOR, SESSION_CONSTANT, SESSION_FACTOR, TEXT_CONSTANT, TEXT_FACTOR,
@@ -45,12 +47,16 @@ fn session(
     prompt: &[u32],
     size: usize,
 ) -> Option<Vec<f32>> {
-    let expected = Session::bytes(model, &options);
+    let (expected, kv) = (Session::bytes(model, &options), options.kv);
     assert_within("a session", expected, SESSION_FACTOR, size, SESSION_CONSTANT);
     if expected > LARGEST_SESSION {
         return None;
     }
     let (session, used) = peak(|| Session::new(model, options));
+    if kv == KvType::Q8_0 && !model.config().head_dim.is_multiple_of(32) {
+        assert!(matches!(session, Err(EdgeError::KvBlocks { .. })));
+        return None;
+    }
     let mut session = session.expect("memory for a small session");
     assert_within("opening a session", used, 1, expected, 4 << 10);
     let vocab = model.config().vocab_size as u32;

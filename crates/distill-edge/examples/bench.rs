@@ -1,8 +1,8 @@
 //! Speed of a model on this machine: `cargo run --release -p distill-edge --example bench --
-//! model.gguf [threads] [prompt] [generate] [depth] [kernels]`.
+//! model.gguf [threads] [prompt] [generate] [depth] [kernels] [kv]`.
 
 use distill_edge::bench::{BenchOptions, bench, limits};
-use distill_edge::{KernelChoice, LoadOptions, Model};
+use distill_edge::{KernelChoice, KvType, LoadOptions, Model};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -15,14 +15,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         prompt: number(2, 512)?,
         generate: number(3, 128)?,
         depth: number(4, 0)?,
+        kv: arguments.get(6).map_or(Ok(KvType::F16), |name| name.parse())?,
         ..BenchOptions::default()
     };
     let report = bench(&model, &options)?;
     let bandwidth = limits::bandwidth_gbps(report.threads, report.decode_bytes, &model);
     let int8 = limits::int8_gops(report.threads, &model);
     println!(
-        "{} kernels, {} threads; limits: {bandwidth:.1} GB/s, {int8:.0} GOP/s",
-        report.kernels, report.threads
+        "{} kernels, {} threads, {} cache; limits: {bandwidth:.1} GB/s, {int8:.0} GOP/s",
+        report.kernels, report.threads, options.kv
     );
     for (name, samples, share) in [
         ("prefill", &report.prefill, report.prefill_gops() / int8),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use distill_gguf::GgufError;
 
+use crate::cache::KvType;
 use crate::tokenizer::PreTokenizer;
 
 /// Everything the runtime refuses.
@@ -133,6 +134,13 @@ pub enum EdgeError {
         /// Bytes it needs; `usize::MAX` stands for more than can be counted.
         bytes: usize,
     },
+    /// Heads that are not whole blocks of the cache's type.
+    KvBlocks {
+        /// Elements of a head.
+        head_dim: usize,
+        /// How keys and values were to be stored.
+        kv: KvType,
+    },
     /// A saved session could not be read or written.
     StateIo {
         /// The state file.
@@ -239,6 +247,10 @@ impl fmt::Display for EdgeError {
             Self::Memory { context, bytes } => write!(
                 f,
                 "a session with a context of {context} tokens needs more memory than there is ({bytes} bytes). Ask for a smaller context"
+            ),
+            Self::KvBlocks { head_dim, kv } => write!(
+                f,
+                "heads of {head_dim} elements are not whole blocks of 32, which a cache in {kv} needs. Open the session with one in f16 or f32"
             ),
             Self::StateIo { file, action, source } => {
                 write!(f, "cannot {action} {}: {source}", file.display())

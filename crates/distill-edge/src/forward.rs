@@ -171,7 +171,11 @@ impl Pass<'_, '_> {
         let (head_dim, columns) = (config.head_dim, config.heads * config.head_dim);
         let pairs = head_dim / 2;
         let matrices = [&layer.query, &layer.key, &layer.value];
-        let mine = self.share(matrices.iter().map(|m| m.groups()).sum());
+        // What the cache stores together is not divided among threads, nor among panels.
+        let together = self.shared.cache.kv().block().div_ceil(ROWS);
+        let groups: usize = matrices.iter().map(|m| m.groups()).sum();
+        let mine = self.share(groups.div_ceil(together));
+        let mine = mine.start * together..groups.min(mine.end * together);
         let mut from = 0;
         for (kind, matrix) in matrices.into_iter().enumerate() {
             let groups = within(&mine, from, matrix.groups());
@@ -585,4 +589,4 @@ fn row_of(model: &Inner, matrix: &Matrix, row: usize, values: &mut [f32]) {
     }
 }
 
-const _: () = assert!(TILE.is_multiple_of(QUERY_TILE));
+const _: () = assert!(TILE.is_multiple_of(QUERY_TILE) && (PANEL * ROWS).is_multiple_of(BLOCK));

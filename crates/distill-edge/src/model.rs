@@ -193,8 +193,7 @@ impl Model {
 
     /// Bytes of keys and values of one position.
     pub fn cache_bytes(&self, kv: KvType) -> usize {
-        let config = &self.inner.config;
-        2 * config.layers * config.kv_heads * config.head_dim * kv.bytes()
+        kv.position_bytes(&self.inner.config) as usize
     }
 
     /// Bytes of weights that decoding one token reads: times tokens per second, the bandwidth used.

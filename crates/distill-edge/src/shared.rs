@@ -33,6 +33,7 @@ pub(crate) trait Zero: Copy {}
 
 impl Zero for f32 {}
 impl Zero for u16 {}
+impl Zero for i8 {}
 
 // SAFETY: the memory is owned, like a box's.
 unsafe impl<T: Send> Send for Shared<T> {}

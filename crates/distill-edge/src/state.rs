@@ -3,13 +3,14 @@
 //! ```text
 //! 8 bytes   "DISTKV01"
 //! u64       hash of the model file
-//! u32       bytes of a cached element: 2 (binary16) or 4 (binary32)
+//! u32       bytes of a cached element: 2 (binary16), 4 (binary32) or 1 (Q8_0)
 //! u32       tokens, n
 //! n × u32   their ids
 //! for each 256 tokens, of which m are there, for each layer, for each kv head:
 //!   keys    [ceil(m / 16), head_dim, 16 positions]
 //!   values  [m, head_dim]
 //! ```
+//! In Q8_0, keys and values are whole records of 16 positions, codes and scales (see `cache.rs`).
 //! All little-endian. Elements are stored as the cache has them, so a restored session goes on with
 //! the same bits.
 
@@ -19,7 +20,7 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
-use crate::{EdgeError, Session};
+use crate::{EdgeError, KvType, Session};
 
 const MAGIC: [u8; 8] = *b"DISTKV01";
 
@@ -54,7 +55,7 @@ impl Session {
     pub fn save_to(&self, mut out: impl Write) -> io::Result<()> {
         out.write_all(&MAGIC)?;
         out.write_all(&self.model().hash().to_le_bytes())?;
-        out.write_all(&(self.cache().kv().bytes() as u32).to_le_bytes())?;
+        out.write_all(&self.cache().kv().tag().to_le_bytes())?;
         out.write_all(&(self.tokens().len() as u32).to_le_bytes())?;
         for token in self.tokens() {
             out.write_all(&token.to_le_bytes())?;
@@ -105,13 +106,10 @@ impl Session {
             let expected = format!("{model:016x}, that of {}", self.model().path().display());
             return Err(refuse("the model's hash", format!("{hash:016x}"), expected));
         }
-        let (element, kv) = (u32::from_le_bytes(reader.array()?), self.cache().kv().bytes());
-        if element as usize != kv {
-            return Err(refuse(
-                "the size of a cached element in bytes",
-                element.to_string(),
-                kv.to_string(),
-            ));
+        let (tag, kv) = (u32::from_le_bytes(reader.array()?), self.cache().kv());
+        if tag != kv.tag() {
+            let found = KvType::of_tag(tag).map_or_else(|| tag.to_string(), |kv| kv.to_string());
+            return Err(refuse("the type of keys and values", found, kv.to_string()));
         }
         let count = u32::from_le_bytes(reader.array()?) as usize;
         if count > self.context() {

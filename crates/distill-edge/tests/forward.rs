@@ -40,13 +40,14 @@ fn largest_difference(got: &[Vec<f32>], want: &[Vec<f64>]) -> f64 {
 }
 
 /// Shapes that differ in what matters: heads, tied or not, RoPE scaling, head_dim other than
-/// hidden / heads.
-fn shapes() -> [Shape; 4] {
+/// hidden / heads, several blocks a head.
+fn shapes() -> [Shape; 5] {
     [
         SHAPE,
         Shape { tied: false, rope_factors: true, ..SHAPE },
         Shape { heads: 4, kv_heads: 4, head_dim: 16, layers: 3, ..SHAPE },
         Shape { heads: 8, kv_heads: 1, head_dim: 12, hidden: 96, ..SHAPE },
+        Shape { heads: 2, kv_heads: 1, head_dim: 96, ..SHAPE },
     ]
 }
 
@@ -109,6 +110,37 @@ fn the_cache_in_half_precision_stays_close() {
 }
 
 #[test]
+fn the_cache_in_8_bits_stays_near() {
+    let tiny = TinyModel::new(SHAPE, GgmlType::Q8_0, GgmlType::Q8_0);
+    let ids = tokens(40);
+    let exact = tiny.reference(&ids, false);
+    let worst = |kv| {
+        let got = score(&load(&tiny, Activations::Float), &ids, kv, 1);
+        largest_difference(&got, &exact)
+    };
+    // A code is off by up to 1/254 of its block's largest element, a binary16 number by up to
+    // 2^-12 of itself: 16 times less where they are equal.
+    let (half, codes) = (worst(KvType::F16), worst(KvType::Q8_0));
+    assert!(codes > 2.0 * half && codes < 64.0 * half, "{codes}, {half} in f16");
+}
+
+#[test]
+fn a_cache_of_codes_is_refused_for_heads_that_are_not_whole_blocks() {
+    let shape = Shape { heads: 8, kv_heads: 1, head_dim: 48, hidden: 96, ..SHAPE };
+    let tiny = TinyModel::new(shape, GgmlType::Q4_0, GgmlType::Q8_0);
+    let options = |kv| SessionOptions { context: 8, kv, threads: 1 };
+    let model = load(&tiny, Activations::Q8_0);
+    let error = Session::new(&model, options(KvType::Q8_0)).unwrap_err();
+    assert!(error.is_input());
+    assert_eq!(
+        error.to_string(),
+        "heads of 48 elements are not whole blocks of 32, which a cache in q8_0 needs. Open the \
+         session with one in f16 or f32"
+    );
+    Session::new(&model, options(KvType::F16)).unwrap();
+}
+
+#[test]
 fn any_number_of_threads_gives_the_same_bits() {
     for (shape, activations) in
         shapes().into_iter().zip([Activations::Q8_0, Activations::Float].into_iter().cycle())
@@ -116,13 +148,15 @@ fn any_number_of_threads_gives_the_same_bits() {
         let tiny = TinyModel::new(shape, GgmlType::Q4_0, GgmlType::Q8_0);
         let model = load(&tiny, activations);
         let ids = tokens(70);
-        let one = score(&model, &ids, KvType::F16, 1);
-        for threads in [2, 3, 5, 8] {
-            assert_eq!(
-                bits(&score(&model, &ids, KvType::F16, threads)),
-                bits(&one),
-                "{threads} threads"
-            );
+        for kv in [KvType::F16, KvType::Q8_0] {
+            if kv == KvType::Q8_0 && !shape.head_dim.is_multiple_of(32) {
+                continue;
+            }
+            let one = score(&model, &ids, kv, 1);
+            for threads in [2, 3, 5, 8] {
+                let got = score(&model, &ids, kv, threads);
+                assert_eq!(bits(&got), bits(&one), "{threads} threads, {kv}");
+            }
         }
     }
 }
@@ -138,7 +172,7 @@ fn scalar_kernels_give_the_same_bits() {
         let ids = tokens(40);
         let scalar = load(KernelChoice::Scalar);
         assert_eq!(scalar.kernel_name(), "scalar");
-        for kv in [KvType::F16, KvType::F32] {
+        for kv in [KvType::F16, KvType::F32, KvType::Q8_0] {
             let scalar = score(&scalar, &ids, kv, 2);
             for kernels in
                 [KernelChoice::Best, KernelChoice::Avx2, KernelChoice::Dotprod, KernelChoice::Neon]
@@ -169,12 +203,16 @@ fn a_packed_file_gives_the_same_bits() {
 #[test]
 fn prefill_decode_and_score_give_the_same_bits() {
     let tiny = TinyModel::new(SHAPE, GgmlType::Q4_0, GgmlType::Q8_0);
-    for activations in [Activations::Q8_0, Activations::Float] {
+    for (activations, kv) in [
+        (Activations::Q8_0, KvType::F16),
+        (Activations::Float, KvType::F16),
+        (Activations::Q8_0, KvType::Q8_0),
+    ] {
         let model = load(&tiny, activations);
         // More than two tiles of tokens and one chunk of positions.
         let ids = tokens(300);
-        let scored = score(&model, &ids, KvType::F16, 2);
-        let options = SessionOptions { context: 300, kv: KvType::F16, threads: 2 };
+        let scored = score(&model, &ids, kv, 2);
+        let options = SessionOptions { context: 300, kv, threads: 2 };
         let mut session = Session::new(&model, options).unwrap();
         for (id, want) in ids.iter().zip(&scored) {
             assert_eq!(

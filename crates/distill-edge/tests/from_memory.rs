@@ -26,6 +26,12 @@ const SMALL: Shape = Shape {
     rope_factors: true,
 };
 
+/// A model whose heads the cache can store so.
+fn draft(kv: KvType) -> Draft {
+    let shape = if kv == KvType::Q8_0 { Shape { head_dim: 32, ..SMALL } } else { SMALL };
+    Draft::new(shape, GgmlType::Q4_0, GgmlType::Q8_0)
+}
+
 fn load(bytes: &[u8], activations: Activations) -> Model {
     let options =
         LoadOptions { activations: Some(activations), threads: 2, kernels: KernelChoice::Scalar };
@@ -44,9 +50,12 @@ fn logits(model: &Model, kv: KvType, threads: usize) -> Vec<f32> {
 
 #[test]
 fn any_number_of_threads_computes_the_same_bits_from_memory() {
-    let draft = || Draft::new(SMALL, GgmlType::Q4_0, GgmlType::Q8_0);
-    for (activations, kv) in [(Activations::Q8_0, KvType::F16), (Activations::Float, KvType::F32)] {
-        let (packed, plain) = (draft().packed().bytes(), draft().bytes());
+    for (activations, kv) in [
+        (Activations::Q8_0, KvType::F16),
+        (Activations::Float, KvType::F32),
+        (Activations::Q8_0, KvType::Q8_0),
+    ] {
+        let (packed, plain) = (draft(kv).packed().bytes(), draft(kv).bytes());
         let want = logits(&load(&packed, activations), kv, 1);
         assert_eq!(want.len(), 3 * SMALL.vocab);
         assert!(want.iter().all(|x| x.is_finite()));
@@ -76,9 +85,8 @@ fn rows_of_floats_are_read_wherever_they_lie_in_memory() {
 
 #[test]
 fn a_session_goes_on_from_a_state_in_memory() {
-    let bytes = Draft::new(SMALL, GgmlType::Q4_0, GgmlType::Q8_0).bytes();
-    let model = load(&bytes, Activations::Q8_0);
-    for kv in [KvType::F16, KvType::F32] {
+    for kv in [KvType::F16, KvType::F32, KvType::Q8_0] {
+        let model = load(&draft(kv).bytes(), Activations::Q8_0);
         let options = SessionOptions { context: 24, kv, threads: 2 };
         let mut first = Session::new(&model, options.clone()).unwrap();
         first.prefill(&[3, 14, 15]).unwrap();

@@ -73,7 +73,9 @@ fn a_session_allocates_what_it_said_and_nothing_when_it_runs() {
     for shape in [SHAPE, wide, deep] {
         for activations in [Activations::Float, Activations::Q8_0] {
             let model = load(&Draft::new(shape, GgmlType::Q4_0, GgmlType::Q8_0), Some(activations));
-            for (context, kv) in [(1, KvType::F32), (17, KvType::F16), (1000, KvType::F16)] {
+            let kvs =
+                [(1, KvType::F32), (17, KvType::F16), (1000, KvType::F16), (300, KvType::Q8_0)];
+            for (context, kv) in kvs {
                 let options = SessionOptions { context, kv, threads: 1 };
                 let expected = Session::bytes(&model, &options);
                 let before = LIVE.get();

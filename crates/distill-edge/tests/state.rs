@@ -22,7 +22,7 @@ fn message(result: Result<(), EdgeError>, directory: &Path) -> String {
 fn a_restored_session_goes_on_with_the_same_bits() {
     let tiny = TinyModel::new(SHAPE, GgmlType::Q4_0, GgmlType::Q8_0);
     let path = tiny.directory.path().join("prompt.state");
-    for kv in [KvType::F16, KvType::F32] {
+    for kv in [KvType::F16, KvType::F32, KvType::Q8_0] {
         let ids = tokens(90);
         let mut first = session(&tiny, 90, kv, 2);
         first.prefill(&ids[..37]).unwrap();
@@ -49,7 +49,9 @@ fn a_state_that_does_not_fit_is_refused_and_leaves_the_session_empty() {
     first.prefill(&tokens(20)).unwrap();
     first.save(&path).unwrap();
 
-    insta::assert_snapshot!(message(session(&tiny, 40, KvType::F32, 1).restore(&path), directory), @"<dir>/prompt.state: the size of a cached element in bytes is 2; expected 4. Compute the prompt again and save it anew");
+    insta::assert_snapshot!(message(session(&tiny, 40, KvType::F32, 1).restore(&path), directory), @"<dir>/prompt.state: the type of keys and values is f16; expected f32. Compute the prompt again and save it anew");
+    let error = message(session(&tiny, 40, KvType::Q8_0, 1).restore(&path), directory);
+    assert!(error.contains("the type of keys and values is f16; expected q8_0"), "{error}");
     insta::assert_snapshot!(message(session(&tiny, 19, KvType::F16, 1).restore(&path), directory), @"<dir>/prompt.state: the number of tokens is 20; expected at most 19, the session's context. Compute the prompt again and save it anew");
     let error = message(session(&other, 40, KvType::F16, 1).restore(&path), directory);
     assert!(error.contains("the model's hash is"), "{error}");
@@ -66,6 +68,11 @@ fn a_state_that_does_not_fit_is_refused_and_leaves_the_session_empty() {
         assert_eq!(session.position(), 0);
     }
     let mut absurd = whole.clone();
+    absurd[16..20].copy_from_slice(&3_u32.to_le_bytes());
+    std::fs::write(&path, &absurd).unwrap();
+    let error = message(session.restore(&path), directory);
+    assert!(error.contains("the type of keys and values is 3; expected f16"), "{error}");
+    absurd.clone_from(&whole);
     absurd[20..24].copy_from_slice(&u32::MAX.to_le_bytes());
     std::fs::write(&path, &absurd).unwrap();
     insta::assert_snapshot!(message(session.restore(&path), directory), @"<dir>/prompt.state: the number of tokens is 4294967295; expected at most 40, the session's context. Compute the prompt again and save it anew");

@@ -14,10 +14,6 @@ pub fn configuration(model: &Model, kv: KvType) -> String {
         Activations::Float => "float",
         Activations::Q8_0 => "Q8_0",
     };
-    let kv = match kv {
-        KvType::F16 => "f16",
-        KvType::F32 => "f32",
-    };
     format!("{activations} activations, {kv} KV cache")
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use distill_edge::KernelChoice;
+use distill_edge::{KernelChoice, KvType};
 
 /// Small language models for devices: distil, quantise, export, prove.
 #[derive(Debug, Parser)]
@@ -112,6 +112,19 @@ pub enum Kv {
     F16,
     /// Exact.
     F32,
+    /// A quarter of the memory, rounded to 8-bit codes.
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl From<Kv> for KvType {
+    fn from(kv: Kv) -> Self {
+        match kv {
+            Kv::F16 => Self::F16,
+            Kv::F32 => Self::F32,
+            Kv::Q8_0 => Self::Q8_0,
+        }
+    }
 }
 
 /// How the next token is chosen.
@@ -185,6 +198,9 @@ pub struct Bench {
     /// Tokens in the cache before decoding; several are measured one after another.
     #[arg(long, value_delimiter = ',', default_values_t = [0])]
     pub depth: Vec<usize>,
+    /// How keys and values are kept.
+    #[arg(long, value_enum, default_value_t = Kv::F16)]
+    pub kv: Kv,
     /// Repetitions; the median is reported, and the largest distance from it.
     #[arg(long, default_value_t = 5)]
     pub repeat: usize,

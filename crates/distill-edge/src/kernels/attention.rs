@@ -1,17 +1,67 @@
 //! What attention kernels take and give.
 
+use distill_quant::f16;
+
+use super::BLOCK;
+
 /// Positions whose keys lie side by side in the cache, one position a lane.
 pub(crate) const POSITIONS: usize = 16;
 /// Positions that attention takes together; partial results are merged in order.
 pub(crate) const CHUNK: usize = 256;
 
-/// One head's cache over a chunk of positions, of which at least those seen are filled.
+/// One head's cache over a chunk of positions, of which at least those seen are filled: records of
+/// [`POSITIONS`] positions, of [`Element::record`] elements each.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cached<'a, T> {
-    /// `[CHUNK / POSITIONS, head_dim, POSITIONS]`, possibly fewer blocks.
+    /// `[CHUNK / POSITIONS]` records or fewer, each: elements `[head_dim, POSITIONS]`, scales.
     pub keys: &'a [T],
-    /// `[CHUNK, head_dim]`, possibly fewer positions.
+    /// The same, each: elements `[POSITIONS, head_dim]`, scales. Where there are no scales, the
+    /// last record may have fewer positions.
     pub values: &'a [T],
+}
+
+/// An element of the KV cache.
+pub(crate) trait Element: Copy {
+    /// Whether elements are codes: then 32 of them along a head share a scale, and a record ends
+    /// with the scales, `[head_dim / BLOCK, POSITIONS]` in binary16, in as many bytes.
+    const SCALED: bool = false;
+
+    fn value(self) -> f32;
+
+    /// The scale in two elements.
+    fn scale(_: [Self; 2]) -> f32 {
+        1.0
+    }
+
+    /// Elements of a record.
+    fn record(head_dim: usize) -> usize {
+        let scales = if Self::SCALED { 2 * head_dim / BLOCK } else { 0 };
+        POSITIONS * (head_dim + scales)
+    }
+}
+
+impl Element for f32 {
+    fn value(self) -> f32 {
+        self
+    }
+}
+
+impl Element for u16 {
+    fn value(self) -> f32 {
+        f16::to_f32(self)
+    }
+}
+
+impl Element for i8 {
+    const SCALED: bool = true;
+
+    fn value(self) -> f32 {
+        f32::from(self)
+    }
+
+    fn scale(bytes: [Self; 2]) -> f32 {
+        f16::to_f32(u16::from_le_bytes(bytes.map(i8::cast_unsigned)))
+    }
 }
 
 /// Queries of one head group and what they found in one chunk.

@@ -19,7 +19,7 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-pub(crate) use attention::{Attend, CHUNK, Cached, POSITIONS, Queries, Total};
+pub(crate) use attention::{Attend, CHUNK, Cached, Element, POSITIONS, Queries, Total};
 pub(crate) use codes::{Block, Codes, SIDE_BY_SIDE};
 pub(crate) use scalar::merge;
 
@@ -59,6 +59,8 @@ pub(crate) struct Kernels {
     pub product_q8_0: Product,
     pub attend_f32: Attend<f32>,
     pub attend_f16: Attend<u16>,
+    /// On codes of Q8_0.
+    pub attend_q8_0: Attend<i8>,
     /// `out = x / sqrt(mean(x²) + eps) * weight`.
     pub rms_norm: fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
     /// `gate = gate / (1 + exp(−gate)) * up`.

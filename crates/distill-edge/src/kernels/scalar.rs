@@ -6,12 +6,17 @@
 //! - A score is summed over the head's elements in order, fused. In a chunk of positions, the
 //!   weight e^(score − largest) of position p is added to lane `p % 16`, and the weighted values
 //!   position after position, fused. Chunks are merged in order by [`merge`].
+//! - Where the cache holds codes, each block of 32 elements is summed so on its own, and its sum
+//!   times its scale is added to the score, fused, block after block. The weight times the block's
+//!   scale, rounded, is what a value's codes are multiplied by.
 
 use std::hint::black_box;
 
 use distill_quant::{f16, q8_0};
 
-use super::{BLOCK, Block, CHUNK, Cached, Codes, Kernels, LANES, POSITIONS, Queries, Total};
+use super::{
+    BLOCK, Block, CHUNK, Cached, Codes, Element, Kernels, LANES, POSITIONS, Queries, Total,
+};
 use distill_quant::packed::{self, Packed, ROWS};
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -24,6 +29,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     product_q8_0: |w, x, columns, y, stride| product(Packed::Q8_0, w, x, columns, y, stride),
     attend_f32: attend::<f32>,
     attend_f16: attend::<u16>,
+    attend_q8_0: attend::<i8>,
     rms_norm,
     silu_mul,
     int8_peak,
@@ -87,34 +93,32 @@ fn product(grid: Packed, w: &[u8], x: Codes<'_>, columns: usize, y: &mut [f32], 
     }
 }
 
-/// An element of the KV cache.
-pub(super) trait Element: Copy {
-    fn value(self) -> f32;
-}
-
-impl Element for f32 {
-    fn value(self) -> f32 {
-        self
-    }
-}
-
-impl Element for u16 {
-    fn value(self) -> f32 {
-        f16::to_f32(self)
-    }
-}
-
-fn attend<T: Element>(queries: Queries<'_>, cached: Cached<'_, T>) {
-    let head_dim = queries.queries.len() / queries.seen.len();
+pub(super) fn attend<T: Element>(queries: Queries<'_>, cached: Cached<'_, T>) {
+    let head_dim = queries.head_dim();
+    let (record, elements) = (T::record(head_dim), POSITIONS * head_dim);
+    let block = if T::SCALED { BLOCK } else { head_dim };
+    // The scale of a block of a position.
+    let scale = |records: &[T], p: usize, b: usize| {
+        let scales = &records[p / POSITIONS * record + elements..];
+        T::scale(scales.as_chunks::<2>().0[b * POSITIONS + p % POSITIONS])
+    };
     for (i, query) in queries.queries.chunks_exact(head_dim).enumerate() {
         let seen = queries.seen[i] as usize;
         let weights = &mut queries.weights[i * CHUNK..][..seen];
         let mut largest = f32::NEG_INFINITY;
         for (p, weight) in weights.iter_mut().enumerate() {
-            let keys = &cached.keys[p / POSITIONS * head_dim * POSITIONS + p % POSITIONS..];
+            let keys = &cached.keys[p / POSITIONS * record..][..elements];
+            let mut keys = keys[p % POSITIONS..].iter().step_by(POSITIONS);
             let mut score = 0.0_f32;
-            for (q, k) in query.iter().zip(keys.iter().step_by(POSITIONS)) {
-                score = q.mul_add(k.value(), score);
+            for (b, query) in query.chunks(block).enumerate() {
+                let mut sum = 0.0_f32;
+                for (q, k) in query.iter().zip(&mut keys) {
+                    sum = q.mul_add(k.value(), sum);
+                }
+                score = match T::SCALED {
+                    true => sum.mul_add(scale(cached.keys, p, b), score),
+                    false => sum,
+                };
             }
             *weight = score * queries.scale;
             largest = largest.max(*weight);
@@ -127,9 +131,17 @@ fn attend<T: Element>(queries: Queries<'_>, cached: Cached<'_, T>) {
         queries.totals[i] = Total { largest, sum: reduce_positions(lanes) };
         let mixed = &mut queries.mixed[i * head_dim..][..head_dim];
         mixed.fill(0.0);
-        for (weight, values) in weights.iter().zip(cached.values.chunks_exact(head_dim)) {
-            for (mixed, value) in mixed.iter_mut().zip(values) {
-                *mixed = weight.mul_add(value.value(), *mixed);
+        for (p, weight) in weights.iter().enumerate() {
+            let values = &cached.values[p / POSITIONS * record + p % POSITIONS * head_dim..];
+            let values = values[..head_dim].chunks(block);
+            for (b, (mixed, values)) in mixed.chunks_mut(block).zip(values).enumerate() {
+                let factor = match T::SCALED {
+                    true => weight * scale(cached.values, p, b),
+                    false => *weight,
+                };
+                for (mixed, value) in mixed.iter_mut().zip(values) {
+                    *mixed = factor.mul_add(value.value(), *mixed);
+                }
             }
         }
     }
@@ -270,25 +282,24 @@ mod tests {
         }
     }
 
-    #[test]
-    fn chunks_of_attention_merge_into_a_softmax_average_in_float64() {
-        let (head_dim, positions) = (20, CHUNK + 27);
+    /// What attention of one query over more than a chunk gives, against float64. `keys` makes the
+    /// records of some positions of `[position, head_dim]` values, and `values` likewise; `stored`
+    /// is what a value becomes.
+    fn chunks_of_attention_merge_into_a_softmax_average<T: Element>(
+        head_dim: usize,
+        keys: impl Fn(&[f32]) -> Vec<T>,
+        values: impl Fn(&[f32]) -> Vec<T>,
+        stored: impl Fn(&[f32]) -> Vec<f32>,
+    ) {
+        let positions = CHUNK + 27;
         let value = |i: usize| ((i * 29 % 53) as f32 - 26.0) / 11.0;
         let q: Vec<f32> = (0..head_dim).map(value).collect();
-        let k = |p: usize, d: usize| value(p * head_dim + d + 5);
+        let k: Vec<f32> = (0..positions * head_dim).map(|i| value(i + 5)).collect();
         let v: Vec<f32> = (0..positions * head_dim).map(|i| value(i + 9)).collect();
         let mut result: Option<(Total, Vec<f32>)> = None;
         for first in [0, CHUNK] {
             let seen = CHUNK.min(positions - first);
-            let keys: Vec<f32> = (0..seen.div_ceil(POSITIONS) * head_dim * POSITIONS)
-                .map(|i| {
-                    (
-                        i / (head_dim * POSITIONS) * POSITIONS + i % POSITIONS,
-                        i / POSITIONS % head_dim,
-                    )
-                })
-                .map(|(p, d)| k(first + p, d))
-                .collect();
+            let range = first * head_dim..(first + seen) * head_dim;
             let (mut weights, mut totals) = (vec![0.0; CHUNK], [Total::default()]);
             let mut mixed = vec![0.0; head_dim];
             attend(
@@ -300,7 +311,7 @@ mod tests {
                     totals: &mut totals,
                     mixed: &mut mixed,
                 },
-                Cached { keys: &keys, values: &v[first * head_dim..] },
+                Cached { keys: &keys(&k[range.clone()]), values: &values(&v[range]) },
             );
             match &mut result {
                 None => result = Some((totals[0], mixed)),
@@ -308,15 +319,68 @@ mod tests {
             }
         }
         let (total, mixed) = result.unwrap();
-        let weights: Vec<f64> = (0..positions)
-            .map(|p| (0..head_dim).map(|d| f64::from(q[d]) * f64::from(k(p, d))).sum::<f64>() * 0.3)
-            .map(f64::exp)
+        let (k, v) = (stored(&k), stored(&v));
+        let weights: Vec<f64> = k
+            .chunks(head_dim)
+            .map(|k| q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>())
+            .map(|score| (0.3 * score).exp())
             .collect();
         for d in 0..head_dim {
             let want: f64 =
                 (0..positions).map(|p| weights[p] * f64::from(v[p * head_dim + d])).sum::<f64>()
                     / weights.iter().sum::<f64>();
-            assert!((f64::from(mixed[d] / total.sum) - want).abs() < 1e-5);
+            let got = f64::from(mixed[d] / total.sum);
+            assert!((got - want).abs() < 1e-5, "{d}: {got} {want}");
         }
+    }
+
+    /// `[positions, head_dim]` as blocks of `[head_dim, 16]`, filled with zeros.
+    fn side_by_side<T: Copy + Default>(values: &[T], head_dim: usize) -> Vec<T> {
+        let blocks = values.len().div_ceil(POSITIONS * head_dim);
+        let at = |i: usize| {
+            let (block, d, lane) =
+                (i / (POSITIONS * head_dim), i / POSITIONS % head_dim, i % POSITIONS);
+            values.get((block * POSITIONS + lane) * head_dim + d).copied().unwrap_or_default()
+        };
+        (0..blocks * POSITIONS * head_dim).map(at).collect()
+    }
+
+    #[test]
+    fn chunks_of_attention_merge_into_a_softmax_average_in_float64() {
+        let head_dim = 20;
+        chunks_of_attention_merge_into_a_softmax_average(
+            head_dim,
+            |k| side_by_side(k, head_dim),
+            <[f32]>::to_vec,
+            <[f32]>::to_vec,
+        );
+    }
+
+    #[test]
+    fn attention_over_codes_is_a_softmax_average_of_what_they_stand_for_in_float64() {
+        let head_dim = 96;
+        let quantize = |values: &[f32]| -> Vec<q8_0::BlockQ8_0> {
+            values.as_chunks().0.iter().map(q8_0::BlockQ8_0::quantize).collect()
+        };
+        // Codes, in the order that `arrange` gives those of 16 positions, and scales.
+        let records = |values: &[f32], arrange: &dyn Fn(&[i8]) -> Vec<i8>| -> Vec<i8> {
+            let record = |values: &[f32]| {
+                let blocks = quantize(values);
+                let codes: Vec<i8> = blocks.iter().flat_map(|block| block.qs).collect();
+                let mut record = arrange(&codes);
+                record.resize(POSITIONS * head_dim, 0);
+                let scales: Vec<u16> = blocks.iter().map(|block| block.d).collect();
+                let scales = side_by_side(&scales, head_dim / BLOCK);
+                record.extend(scales.iter().flat_map(|d| d.to_le_bytes()).map(u8::cast_signed));
+                record
+            };
+            values.chunks(POSITIONS * head_dim).flat_map(record).collect()
+        };
+        chunks_of_attention_merge_into_a_softmax_average(
+            head_dim,
+            |k| records(k, &|codes| side_by_side(codes, head_dim)),
+            |v| records(v, &<[i8]>::to_vec),
+            |values| quantize(values).iter().flat_map(q8_0::BlockQ8_0::dequantize).collect(),
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! `distill bench`.
 
 use distill_edge::bench::{BenchOptions, BenchReport, Samples, bench as measure, limits};
-use distill_edge::{LoadOptions, Model};
+use distill_edge::{KvType, LoadOptions, Model};
 use serde_json::{Value, json};
 
 use crate::cli;
@@ -18,17 +18,19 @@ pub fn bench(args: &cli::Bench) -> Result<(), Failure> {
         .iter()
         .map(|&threads| Run::new(&model, args, threads))
         .collect::<Result<Vec<Run>, Failure>>()?;
+    let kv = KvType::from(args.kv);
     if args.json {
         let json = json!({
             "model": args.model,
             "kernels": model.kernel_name(),
             "weight_bytes": model.weight_bytes(),
+            "kv": kv.to_string(),
             "runs": runs.iter().map(Run::to_json).collect::<Vec<Value>>(),
         });
         return put_line!("{json}");
     }
     put_line!(
-        "{} · {} kernels · {:.1} MB of weights",
+        "{} · {} kernels · {:.1} MB of weights · {kv} KV cache",
         args.model.display(),
         model.kernel_name(),
         model.weight_bytes() as f64 / 1e6
@@ -67,6 +69,7 @@ impl Run {
             prompt: args.prompt,
             generate: 0,
             threads,
+            kv: args.kv.into(),
             repetitions: args.repeat.max(1),
             ..BenchOptions::default()
         };

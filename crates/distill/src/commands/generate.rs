@@ -1,7 +1,7 @@
 //! `distill generate`.
 
 use distill_edge::{
-    Activations, KvType, LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions,
+    Activations, LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions,
     generate as decode,
 };
 
@@ -40,13 +40,10 @@ pub fn open(args: &cli::Runtime) -> Result<(Model, Session), Failure> {
         cli::Activations::Float => Activations::Float,
         cli::Activations::Q8_0 => Activations::Q8_0,
     });
-    let kv = match args.kv {
-        cli::Kv::F16 => KvType::F16,
-        cli::Kv::F32 => KvType::F32,
-    };
     let load = LoadOptions { activations, threads: args.threads, ..LoadOptions::default() };
     let model = Model::load(&args.model, &load)?;
-    let options = SessionOptions { context: args.context, kv, threads: args.threads };
+    let options =
+        SessionOptions { context: args.context, kv: args.kv.into(), threads: args.threads };
     let session = Session::new(&model, options)?;
     Ok((model, session))
 }

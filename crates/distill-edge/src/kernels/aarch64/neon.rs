@@ -39,6 +39,7 @@ pub static KERNELS: Kernels = Kernels {
     },
     attend_f32: |queries, cached| unsafe { attention::attend_f32(queries, cached) },
     attend_f16: |queries, cached| unsafe { attention::attend_f16(queries, cached) },
+    attend_q8_0: |queries, cached| unsafe { attention::attend_q8_0(queries, cached) },
     rms_norm: |x, weight, eps, out| unsafe { rms_norm(x, weight, eps, out) },
     silu_mul: |gate, up| unsafe { silu_mul(gate, up) },
     int8_peak: |rounds| unsafe { product::int8_peak(rounds) },

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-mod attention;
+pub(super) mod attention;
 mod product;
 
 use std::arch::is_x86_feature_detected;
@@ -49,6 +49,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     },
     attend_f32: |queries, cached| unsafe { attention::attend_f32(queries, cached) },
     attend_f16: |queries, cached| unsafe { attention::attend_f16(queries, cached) },
+    attend_q8_0: |queries, cached| unsafe { attention::attend_q8_0(queries, cached) },
     rms_norm: |x, weight, eps, out| unsafe { rms_norm(x, weight, eps, out) },
     silu_mul: |gate, up| unsafe { silu_mul(gate, up) },
     int8_peak: |rounds| unsafe { product::int8_peak(rounds) },

@@ -32,5 +32,6 @@ static KERNELS: Kernels = Kernels {
     },
     int8_peak: |rounds| unsafe { product::int8_peak(rounds) },
     attend_f16: |queries, cached| unsafe { attention::attend_f16(queries, cached) },
+    attend_q8_0: |queries, cached| unsafe { attention::attend_q8_0(queries, cached) },
     ..avx2::KERNELS
 };

@@ -10,21 +10,30 @@
 //! computed and thrown away, weights beyond are zero, which adds nothing.
 
 use std::arch::aarch64::{
-    float32x4_t, uint32x4_t, vaddq_f32, vandq_u32, vbslq_f32, vcltq_u32, vdupq_n_f32, vdupq_n_u32,
-    vfmaq_n_f32, vld1q_u32, vmaxq_f32, vmaxvq_f32, vmulq_n_f32, vreinterpretq_f32_u32,
-    vreinterpretq_u32_f32, vsubq_f32,
+    float32x4_t, uint32x4_t, vaddq_f32, vandq_u32, vbslq_f32, vcltq_u32, vcvtq_f32_s32,
+    vdupq_n_f32, vdupq_n_u32, vfmaq_n_f32, vget_low_s16, vld1_s8, vld1q_s8, vld1q_u32, vmaxq_f32,
+    vmaxvq_f32, vmovl_high_s16, vmovl_s8, vmovl_s16, vmulq_f32, vmulq_n_f32, vreinterpretq_f32_u32,
+    vreinterpretq_u16_s8, vreinterpretq_u32_f32, vsubq_f32,
 };
 
 use super::super::super::attention::Tile;
-use super::super::super::scalar::{Element, reduce_positions};
-use super::super::super::{CHUNK, Cached, LANES, POSITIONS, Queries, Total};
-use super::{Eight, exp, load_f16, load_f32, store_f32, zero};
+use super::super::super::scalar::{self, reduce_positions};
+use super::super::super::{BLOCK, CHUNK, Cached, Element, LANES, POSITIONS, Queries, Total};
+use super::{Eight, exp, fma, load_f16, load_f32, store_f32, widen, zero};
 
 /// An element of the cache that this instruction set widens eight at a time.
 trait Load: Element {
     /// # Safety
     /// The CPU must have NEON.
     unsafe fn load(from: &[Self; LANES]) -> Eight;
+
+    /// Eight scales in as many bytes.
+    ///
+    /// # Safety
+    /// The CPU must have NEON.
+    unsafe fn scales(_: &[Self; 2 * LANES]) -> Eight {
+        unreachable!("elements that are not codes have no scales")
+    }
 }
 
 impl Load for f32 {
@@ -43,6 +52,24 @@ impl Load for u16 {
     }
 }
 
+impl Load for i8 {
+    #[inline(always)]
+    unsafe fn load(from: &[Self; LANES]) -> Eight {
+        // SAFETY: the caller's; 8 bytes are readable and the load needs no alignment.
+        unsafe {
+            let codes = vmovl_s8(vld1_s8(from.as_ptr()));
+            let [low, high] = [vmovl_s16(vget_low_s16(codes)), vmovl_high_s16(codes)];
+            [vcvtq_f32_s32(low), vcvtq_f32_s32(high)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scales(from: &[Self; 2 * LANES]) -> Eight {
+        // SAFETY: the caller's; 16 bytes are readable and the load needs no alignment.
+        unsafe { widen(vreinterpretq_u16_s8(vld1q_s8(from.as_ptr()))) }
+    }
+}
+
 #[target_feature(enable = "neon")]
 pub fn attend_f32(queries: Queries<'_>, cached: Cached<'_, f32>) {
     attend(queries, cached);
@@ -54,9 +81,17 @@ pub fn attend_f16(queries: Queries<'_>, cached: Cached<'_, u16>) {
 }
 
 #[target_feature(enable = "neon")]
+pub fn attend_q8_0(queries: Queries<'_>, cached: Cached<'_, i8>) {
+    attend(queries, cached);
+}
+
+#[target_feature(enable = "neon")]
 #[inline]
 fn attend<T: Load>(queries: Queries<'_>, cached: Cached<'_, T>) {
     let (head_dim, scale) = (queries.head_dim(), queries.scale);
+    if head_dim < 2 * LANES {
+        return scalar::attend(queries, cached);
+    }
     queries.by_tiles(&[4, 3, 2, 1], |tile| match tile.seen.len() {
         1 => attend_tile::<1, T>(tile, head_dim, scale, cached),
         2 => attend_tile::<2, T>(tile, head_dim, scale, cached),
@@ -92,6 +127,15 @@ fn load<T: Load>(from: &[T; 2 * LANES]) -> Sixteen {
     unsafe { [T::load(low), T::load(high)] }
 }
 
+/// Sixteen scales in as many bytes.
+#[target_feature(enable = "neon")]
+#[inline]
+fn scales<T: Load>(from: &[T; 4 * LANES]) -> Sixteen {
+    let [low, high] = from.as_chunks::<{ 2 * LANES }>().0 else { unreachable!("two halves") };
+    // SAFETY: this function has the features that the loads need.
+    unsafe { [T::scales(low), T::scales(high)] }
+}
+
 #[target_feature(enable = "neon")]
 #[inline]
 fn store(value: Sixteen, to: &mut [f32]) {
@@ -119,21 +163,46 @@ fn scores<const Q: usize, T: Load>(
     weights: &mut [[f32; CHUNK]],
 ) {
     let query: [&[f32]; Q] = std::array::from_fn(|q| &queries[q * head_dim..][..head_dim]);
-    // Lengths that the compiler can see, so that the loop checks none.
-    let query = query.map(|query| &query[..head_dim]);
-    let blocks = keys.chunks_exact(head_dim * POSITIONS).take(positions.div_ceil(POSITIONS));
-    for (b, block) in blocks.enumerate() {
+    let records = keys.chunks_exact(T::record(head_dim)).take(positions.div_ceil(POSITIONS));
+    for (b, record) in records.enumerate() {
+        let (block, all_scales) = record.split_at(head_dim * POSITIONS);
         let mut acc = [[zero(); 2]; Q];
-        for (d, keys) in block.as_chunks::<POSITIONS>().0.iter().enumerate() {
-            let keys = load(keys);
-            for q in 0..Q {
-                acc[q] = add_scaled(acc[q], keys, query[q][d]);
+        if T::SCALED {
+            let blocks = block.chunks_exact(BLOCK * POSITIONS);
+            let all_scales = all_scales.as_chunks::<{ 4 * LANES }>().0;
+            for (n, (block, from)) in blocks.zip(all_scales).enumerate() {
+                let sums = products(query.map(|query| &query[n * BLOCK..][..BLOCK]), block);
+                let scale = scales(from);
+                for q in 0..Q {
+                    for i in 0..2 {
+                        acc[q][i] = fma(acc[q][i], sums[q][i], scale[i]);
+                    }
+                }
             }
+        } else {
+            acc = products(query, block);
         }
         for q in 0..Q {
             store(acc[q], &mut weights[q][b * POSITIONS..][..POSITIONS]);
         }
     }
+}
+
+/// The sums of some elements of sixteen keys times those of the queries.
+#[target_feature(enable = "neon")]
+#[inline]
+fn products<const Q: usize, T: Load>(query: [&[f32]; Q], keys: &[T]) -> [Sixteen; Q] {
+    // Lengths that the compiler can see, so that the loop checks none.
+    let keys = keys.as_chunks::<POSITIONS>().0;
+    let query = query.map(|query| &query[..keys.len()]);
+    let mut acc = [[zero(); 2]; Q];
+    for (d, keys) in keys.iter().enumerate() {
+        let keys = load(keys);
+        for q in 0..Q {
+            acc[q] = add_scaled(acc[q], keys, query[q][d]);
+        }
+    }
+    acc
 }
 
 /// Which of eight positions are among the first `seen`.
@@ -148,7 +217,7 @@ fn are_seen(seen: usize) -> [uint32x4_t; 2] {
 
 /// Turns the first `seen` scores into weights, and the rest up to `furthest` into zeros.
 #[target_feature(enable = "neon")]
-#[inline]
+#[inline(never)]
 fn softmax(weights: &mut [f32; CHUNK], seen: usize, furthest: usize, scale: f32) -> Total {
     let vectors = &mut weights.as_chunks_mut::<LANES>().0[..furthest.div_ceil(LANES)];
     let lowest = vdupq_n_f32(f32::NEG_INFINITY);
@@ -190,28 +259,42 @@ fn mix<const Q: usize, T: Load>(
     head_dim: usize,
     mixed: &mut [f32],
 ) {
-    let weights: [&[f32]; Q] = std::array::from_fn(|q| &weights[q][..positions]);
+    let (record, elements) = (T::record(head_dim), head_dim * POSITIONS);
     let mut from = 0;
-    while from + 2 * LANES <= head_dim {
+    while from < head_dim {
+        // The last vectors may overlap those before: the same sums once more.
+        let start = from.min(head_dim - 2 * LANES);
         let mut acc = [[zero(); 2]; Q];
-        for (p, values) in values.chunks_exact(head_dim).take(positions).enumerate() {
-            let values = load(values[from..].first_chunk().expect("inside the head"));
-            for q in 0..Q {
-                acc[q] = add_scaled(acc[q], values, weights[q][p]);
+        for (g, values) in values.chunks(record).enumerate().take(positions.div_ceil(POSITIONS)) {
+            // What sixteen positions' elements are multiplied by: the weights themselves, or the
+            // weights times scales.
+            let mut scaled = [[0.0; POSITIONS]; Q];
+            let mut factors: [&[f32; POSITIONS]; Q] =
+                std::array::from_fn(|q| &weights[q].as_chunks().0[g]);
+            if T::SCALED {
+                let all_scales = values[elements..].as_chunks::<{ 4 * LANES }>().0;
+                let scale = scales(&all_scales[start / BLOCK]);
+                for q in 0..Q {
+                    let weights = load(factors[q]);
+                    let times = |i: usize| -> Eight {
+                        std::array::from_fn(|j| vmulq_f32(weights[i][j], scale[i][j]))
+                    };
+                    store([times(0), times(1)], &mut scaled[q]);
+                }
+                factors = scaled.each_ref();
+            }
+            let values = values[..elements.min(values.len())].chunks_exact(head_dim);
+            let left = POSITIONS.min(positions - g * POSITIONS);
+            for (p, values) in values.enumerate().take(left) {
+                let values = load(values[start..].first_chunk().expect("inside the head"));
+                for q in 0..Q {
+                    acc[q] = add_scaled(acc[q], values, factors[q][p % POSITIONS]);
+                }
             }
         }
         for q in 0..Q {
-            store(acc[q], &mut mixed[q * head_dim + from..][..2 * LANES]);
+            store(acc[q], &mut mixed[q * head_dim + start..][..2 * LANES]);
         }
         from += 2 * LANES;
-    }
-    for d in from..head_dim {
-        for q in 0..Q {
-            let mut sum = 0.0_f32;
-            for (weight, values) in weights[q].iter().zip(values.chunks_exact(head_dim)) {
-                sum = weight.mul_add(values[d].value(), sum);
-            }
-            mixed[q * head_dim + d] = sum;
-        }
     }
 }

@@ -1,17 +1,18 @@
 //! Attention over one chunk of the cache: as AVX2's, with sixteen positions or elements a vector.
 
 use std::arch::x86_64::{
-    __m512, __mmask16, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_prefetch,
-    _mm256_loadu_si256, _mm512_add_epi32, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtph_ps,
-    _mm512_cvtps_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps,
-    _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_roundscale_ps,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
-    _mm512_sub_ps,
+    __m512, __mmask16, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _MM_HINT_T1, _mm_loadu_si128,
+    _mm_prefetch, _mm256_loadu_si256, _mm512_add_epi32, _mm512_add_ps, _mm512_castsi512_ps,
+    _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_fmadd_ps,
+    _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps,
+    _mm512_min_ps, _mm512_mul_ps, _mm512_roundscale_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
 use super::super::super::attention::Tile;
-use super::super::super::scalar::{Element, exponential, reduce_positions};
-use super::super::super::{CHUNK, Cached, POSITIONS, Queries, Total};
+use super::super::super::scalar::{exponential, reduce_positions};
+use super::super::super::{BLOCK, CHUNK, Cached, Element, POSITIONS, Queries, Total};
+use super::super::avx2::attention as avx2;
 
 /// Blocks ahead whose keys are asked for.
 const AHEAD: usize = 4;
@@ -19,13 +20,26 @@ const AHEAD: usize = 4;
 const MANY: usize = 8;
 /// Lanes of a vector.
 const WIDE: usize = 16;
+/// Elements of values that are taken together; smaller heads are AVX2's.
+const WIDEST: usize = 4 * WIDE;
 const _: () = assert!(WIDE == POSITIONS);
 
 /// An element of the cache that this instruction set widens sixteen at a time.
 trait Load: Element {
+    /// Bytes of an element in two records, with its share of their scales.
+    const STRIDE: usize = 2 * if Self::SCALED { 17 } else { WIDE * size_of::<Self>() };
+
     /// # Safety
     /// The CPU must have AVX-512F.
     unsafe fn load(from: &[Self; WIDE]) -> __m512;
+
+    /// Sixteen scales in as many bytes.
+    ///
+    /// # Safety
+    /// The CPU must have AVX-512F.
+    unsafe fn scales(_: &[Self; 2 * WIDE]) -> __m512 {
+        unreachable!("elements that are not codes have no scales")
+    }
 }
 
 impl Load for f32 {
@@ -39,6 +53,20 @@ impl Load for f32 {
 impl Load for u16 {
     #[inline(always)]
     unsafe fn load(from: &[Self; WIDE]) -> __m512 {
+        // SAFETY: the caller's; 32 bytes are readable and the load needs no alignment.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+}
+
+impl Load for i8 {
+    #[inline(always)]
+    unsafe fn load(from: &[Self; WIDE]) -> __m512 {
+        // SAFETY: the caller's; 16 bytes are readable and the load needs no alignment.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn scales(from: &[Self; 2 * WIDE]) -> __m512 {
         // SAFETY: the caller's; 32 bytes are readable and the load needs no alignment.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
     }
@@ -59,11 +87,23 @@ fn lanes(value: __m512) -> [f32; WIDE] {
     out
 }
 
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
 pub fn attend_f16(queries: Queries<'_>, cached: Cached<'_, u16>) {
-    attend(queries, cached);
+    match queries.head_dim() {
+        WIDEST.. => attend(queries, cached),
+        _ => avx2::attend_f16(queries, cached),
+    }
 }
 
+#[target_feature(enable = "avx512f,avx2,fma,f16c")]
+pub fn attend_q8_0(queries: Queries<'_>, cached: Cached<'_, i8>) {
+    match queries.head_dim() {
+        WIDEST.. => attend(queries, cached),
+        _ => avx2::attend_q8_0(queries, cached),
+    }
+}
+
+/// For heads of at least [`WIDEST`] elements.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn attend<T: Load>(queries: Queries<'_>, cached: Cached<'_, T>) {
@@ -87,42 +127,24 @@ fn attend_tile<const Q: usize, const N: usize, T: Load>(
 ) {
     let Tile { queries, seen, weights, totals, mixed, furthest } = tile;
     // Pairs of blocks, so that there are sums enough to hide the latency of one.
-    let blocks = furthest.div_ceil(POSITIONS);
-    let pairs = blocks / 2 * 2;
-    for b in (0..pairs).step_by(2) {
-        scores::<Q, 2, T>(queries, cached, b, weights);
-    }
-    if pairs < blocks {
-        scores::<Q, 1, T>(queries, cached, pairs, weights);
+    for b in (0..furthest.div_ceil(POSITIONS)).step_by(2) {
+        scores::<Q, T>(queries, cached, b, weights);
     }
     for ((weights, &seen), total) in weights.iter_mut().zip(seen).zip(totals) {
         *total = softmax(weights, seen as usize, furthest, scale);
     }
-    let values = &cached.values[..furthest * head_dim];
     let mut from = 0;
-    while from + N * WIDE <= head_dim {
-        mix::<Q, N, T>(weights, values, from, head_dim, mixed);
+    while from < head_dim {
+        // The last vectors may overlap those before: the same sums once more.
+        mix::<Q, N, T>(weights, cached.values, furthest, from.min(head_dim - N * WIDE), mixed);
         from += N * WIDE;
-    }
-    while from + WIDE <= head_dim {
-        mix::<Q, 1, T>(weights, values, from, head_dim, mixed);
-        from += WIDE;
-    }
-    for d in from..head_dim {
-        for q in 0..Q {
-            let mut sum = 0.0_f32;
-            for (weight, values) in weights[q].iter().zip(values.chunks_exact(head_dim)) {
-                sum = weight.mul_add(values[d].value(), sum);
-            }
-            mixed[q * head_dim + d] = sum;
-        }
     }
 }
 
-/// Scores of the positions of B blocks from block `b`.
+/// Scores of the positions of two blocks from block `b`; where that is the last, of one.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn scores<const Q: usize, const B: usize, T: Load>(
+fn scores<const Q: usize, T: Load>(
     queries: &[f32],
     cached: Cached<'_, T>,
     b: usize,
@@ -130,47 +152,80 @@ fn scores<const Q: usize, const B: usize, T: Load>(
 ) {
     let head_dim = queries.len() / Q;
     assert!(queries.len() == Q * head_dim);
-    let keys = cached.keys;
-    let block = head_dim * WIDE;
-    let next = keys.as_ptr().wrapping_add((b + AHEAD) * block).cast::<i8>();
-    let values = cached.values.as_ptr().wrapping_add(b * block).cast::<i8>();
-    // Lengths that the compiler can see, so that the loop checks none.
-    let blocks: [&[[T; WIDE]]; B] = std::array::from_fn(|i| {
-        keys[(b + i) * head_dim * WIDE..][..head_dim * WIDE].as_chunks::<WIDE>().0
-    });
-    let mut acc = [[_mm512_setzero_ps(); B]; Q];
-    #[expect(clippy::needless_range_loop, reason = "d also counts the elements of the queries")]
-    for d in 0..head_dim {
-        let mut keys = [_mm512_setzero_ps(); B];
-        // What comes is asked for ahead, for the hardware alone stops at each page: the keys of
-        // later blocks, and the values of these, which take as many bytes. Any address may be named.
-        let bytes = size_of::<T>() * WIDE * B;
-        // Not for many queries, of which another tile has mostly been here.
-        if Q < MANY {
-            for line in (d * bytes..(d + 1) * bytes).step_by(64) {
-                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line));
-                _mm_prefetch::<_MM_HINT_T1>(values.wrapping_add(line));
+    let (record, elements) = (T::record(head_dim), head_dim * WIDE);
+    // What comes is asked for ahead, for the hardware alone stops at each page: the keys of
+    // later blocks, and the values of these, which take as many bytes. Any address may be named.
+    let ahead = [
+        cached.keys.as_ptr().wrapping_add((b + AHEAD) * record).cast::<i8>(),
+        cached.values.as_ptr().wrapping_add(b * record).cast(),
+    ];
+    let last = cached.keys.len() / record - 1;
+    let records = [b, last.min(b + 1)].map(|b| &cached.keys[b * record..][..record]);
+    let blocks = records.map(|record| record[..elements].as_chunks::<WIDE>().0);
+    let mut acc = [[_mm512_setzero_ps(); 2]; Q];
+    if T::SCALED {
+        let scales = records.map(|record| record[elements..].as_chunks::<{ 2 * WIDE }>().0);
+        for n in 0..head_dim / BLOCK {
+            let from = n * BLOCK;
+            let blocks = blocks.map(|block| &block[from..from + BLOCK]);
+            let ahead = ahead.map(|ahead| ahead.wrapping_add(from * T::STRIDE));
+            let sums = products::<Q, T>(&queries[from..], head_dim, blocks, ahead);
+            for i in 0..2 {
+                // SAFETY: this function has the features that the load needs.
+                let scale = unsafe { T::scales(&scales[i][n]) };
+                for q in 0..Q {
+                    acc[q][i] = _mm512_fmadd_ps(sums[q][i], scale, acc[q][i]);
+                }
             }
         }
-        for i in 0..B {
+    } else {
+        acc = products::<Q, T>(queries, head_dim, blocks, ahead);
+    }
+    for q in 0..Q {
+        let out = weights[q][b * WIDE..].as_chunks_mut::<WIDE>().0;
+        for (acc, out) in acc[q].into_iter().zip(out) {
+            store(acc, out);
+        }
+    }
+}
+
+/// The sums of some elements of two blocks of keys times those of the queries; `each` is called with
+/// every element.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn products<const Q: usize, T: Load>(
+    queries: &[f32],
+    head_dim: usize,
+    blocks: [&[[T; WIDE]]; 2],
+    ahead: [*const i8; 2],
+) -> [[__m512; 2]; Q] {
+    // Lengths that the compiler can see, so that the loop checks none.
+    let count = blocks[0].len();
+    let blocks = blocks.map(|block| &block[..count]);
+    assert!(count <= head_dim && queries.len() >= (Q - 1) * head_dim + count);
+    let mut acc = [[_mm512_setzero_ps(); 2]; Q];
+    for d in 0..count {
+        // Not for many queries, of which another tile has mostly been here.
+        if Q < MANY {
+            for ahead in ahead {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(d * T::STRIDE));
+            }
+        }
+        let mut keys = [_mm512_setzero_ps(); 2];
+        for i in 0..2 {
             // SAFETY: this function has the features that the load needs.
             keys[i] = unsafe { T::load(&blocks[i][d]) };
         }
         for (q, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: d < head_dim and q < Q, and there are Q · head_dim elements; the compiler sees
-            // only the first.
+            // SAFETY: q < Q and d < count, and so many elements there are by the assertion; the
+            // compiler sees only the first.
             let element = _mm512_set1_ps(unsafe { *queries.get_unchecked(q * head_dim + d) });
-            for i in 0..B {
+            for i in 0..2 {
                 acc[i] = _mm512_fmadd_ps(element, keys[i], acc[i]);
             }
         }
     }
-    for q in 0..Q {
-        let out = weights[q][b * WIDE..].as_chunks_mut::<WIDE>().0;
-        for i in 0..B {
-            store(acc[q][i], &mut out[i]);
-        }
-    }
+    acc
 }
 
 /// Turns the first `seen` scores into weights, and the rest up to `furthest` into zeros.
@@ -204,34 +259,57 @@ fn softmax(weights: &mut [f32; CHUNK], seen: usize, furthest: usize, scale: f32)
     Total { largest, sum: reduce_positions(lanes(sum)) }
 }
 
-/// `mixed[q][from..from + 16 N] = Σ_p weights[q][p] · values[p][from..]`.
+/// `mixed[q][from..from + 16 N] = Σ_p weights[q][p] · values[p][from..]` over the first positions.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn mix<const Q: usize, const N: usize, T: Load>(
     weights: &[[f32; CHUNK]],
     values: &[T],
+    positions: usize,
     from: usize,
-    head_dim: usize,
     mixed: &mut [f32],
 ) {
+    let head_dim = mixed.len() / Q;
     let weights: &[[f32; CHUNK]; Q] = weights.first_chunk().expect("a row of weights a query");
     let mut acc = [[_mm512_setzero_ps(); N]; Q];
+    let (record, elements) = (T::record(head_dim), head_dim * WIDE);
     // What follows in memory are the keys of the next head.
     let next = values.as_ptr_range().end.cast::<i8>();
-    for (p, values) in values.chunks_exact(head_dim).enumerate().take(CHUNK) {
-        if Q < MANY {
-            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * p));
+    for (g, values) in values.chunks(record).enumerate().take(CHUNK / WIDE) {
+        // What sixteen positions' elements are multiplied by, for each block of 32 elements: the
+        // weights themselves, or the weights times scales.
+        let mut scaled = [[[0.0; WIDE]; Q]; N];
+        let mut factors: [[&[f32; WIDE]; Q]; N] =
+            [weights.each_ref().map(|weights| &weights.as_chunks().0[g]); N];
+        if T::SCALED {
+            let scales = values[elements..].as_chunks::<{ 2 * WIDE }>().0;
+            for (n, scaled) in scaled.iter_mut().enumerate().take(N.div_ceil(2)) {
+                // SAFETY: this function has the features that the loads need.
+                unsafe {
+                    let scale = T::scales(&scales[from / BLOCK + n]);
+                    for q in 0..Q {
+                        store(_mm512_mul_ps(f32::load(factors[n][q]), scale), &mut scaled[q]);
+                    }
+                }
+            }
+            factors = std::array::from_fn(|i| scaled[i / 2].each_ref());
         }
-        let chunks = values[from..from + N * WIDE].as_chunks::<WIDE>().0;
-        let mut values = [_mm512_setzero_ps(); N];
-        for i in 0..N {
-            // SAFETY: this function has the features that the load needs.
-            values[i] = unsafe { T::load(&chunks[i]) };
-        }
-        for q in 0..Q {
-            let weight = _mm512_set1_ps(weights[q][p % CHUNK]);
+        let values = values[..elements.min(values.len())].chunks_exact(head_dim);
+        for (p, values) in values.enumerate().take(WIDE.min(positions - g * WIDE)) {
+            if Q < MANY {
+                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * (g * WIDE + p)));
+            }
+            let chunks = values[from..from + N * WIDE].as_chunks::<WIDE>().0;
+            let mut values = [_mm512_setzero_ps(); N];
             for i in 0..N {
-                acc[q][i] = _mm512_fmadd_ps(weight, values[i], acc[q][i]);
+                // SAFETY: this function has the features that the load needs.
+                values[i] = unsafe { T::load(&chunks[i]) };
+            }
+            for q in 0..Q {
+                for i in 0..N {
+                    let factor = _mm512_set1_ps(factors[i][q][p % WIDE]);
+                    acc[q][i] = _mm512_fmadd_ps(factor, values[i], acc[q][i]);
+                }
             }
         }
     }

@@ -1,0 +1,3 @@
+//! Fused operators of training.
+
+pub mod cpu;

@@ -7,6 +7,8 @@ pub mod cpu;
 pub mod plain;
 
 mod flex;
+mod head;
+mod in_place;
 mod positions;
 
 use burn::backend::Dispatch;
@@ -16,6 +18,8 @@ pub use cpu::attention::Shape;
 pub use cpu::gate::Gate;
 pub use cpu::norm::Norm;
 pub use flex::FusedOps;
+pub use head::{HeadInput, HeadLoss};
+pub use in_place::{adamw, round, straight_through_q4_0, sum_of_squares};
 pub use positions::{Layout, Positions};
 
 /// Whether the fused operators run there.
@@ -45,6 +49,13 @@ pub fn linear(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
         return plain::linear(x, weight);
     }
     Tensor::from_dispatch(Dispatch::fused_linear(x.into_dispatch(), weight.into_dispatch()))
+}
+
+/// x on the grid of activations (Q8_0 in blocks of 32 along the last dimension, scale in f32); the
+/// gradient passes straight through. `None` where the device has no fused form of it.
+pub fn round_activations(x: &Tensor<3>) -> Option<Tensor<3>> {
+    is_fused(&x.device())
+        .then(|| Tensor::from_dispatch(Dispatch::fused_rounding(x.clone().into_dispatch())))
 }
 
 /// Causal grouped-query attention with rotary positions, within documents.

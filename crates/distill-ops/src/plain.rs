@@ -4,6 +4,7 @@
 use burn::tensor::{Tensor, activation};
 
 use crate::Positions;
+use crate::cpu::adamw::Update;
 use crate::cpu::attention::Shape;
 use crate::cpu::gate::Gate;
 use crate::cpu::norm::Norm;
@@ -34,6 +35,18 @@ pub fn linear(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
 
 /// See [`crate::attention`].
 pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, positions: &Positions) -> Tensor<3> {
+    attention_rounding(q, k, v, positions, |x| x)
+}
+
+/// The same with keys (rotated) and values `[batch, kv_heads, tokens, head_dim]` rounded as a cache
+/// stores them.
+pub fn attention_rounding(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    positions: &Positions,
+    round: fn(Tensor<4>) -> Tensor<4>,
+) -> Tensor<3> {
     let Shape { batch, tokens, heads, kv_heads, head_dim } = positions.layout.shape;
     let tensors = positions.tensors(&q.device());
     let tracked = q.is_autodiff();
@@ -43,8 +56,8 @@ pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, positions: &Positions
     // [batch, tokens, n · head_dim] → [batch, n, tokens, head_dim]
     let split = |x: Tensor<3>, n: usize| x.reshape([batch, tokens, n, head_dim]).swap_dims(1, 2);
     let q = rotate(split(q, heads), &cos, &sin);
-    let k = rotate(split(k, kv_heads), &cos, &sin);
-    let v = split(v, kv_heads);
+    let k = round(rotate(split(k, kv_heads), &cos, &sin));
+    let v = round(split(v, kv_heads));
     // The query heads of a group share its keys: fold them into the token dimension.
     let group = heads / kv_heads;
     let q = q.reshape([batch, kv_heads, group * tokens, head_dim]);
@@ -72,4 +85,20 @@ pub fn rotate(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Tensor<4> {
         ],
         3,
     )
+}
+
+/// See [`crate::sum_of_squares`].
+pub fn sum_of_squares(x: Tensor<1>) -> f64 {
+    f64::from(x.square().sum().into_scalar::<f32>())
+}
+
+/// See [`crate::adamw`].
+pub fn adamw([weights, m, v]: [Tensor<1>; 3], gradient: Tensor<1>, by: Update) -> [Tensor<1>; 3] {
+    let gradient = if by.clip == 1.0 { gradient } else { gradient.mul_scalar(by.clip) };
+    let square = gradient.clone().square();
+    let m = m.mul_scalar(by.beta1) + gradient.mul_scalar(1.0 - by.beta1);
+    let v = v.mul_scalar(by.beta2) + square.mul_scalar(1.0 - by.beta2);
+    let root = v.clone().mul_scalar(by.correction2).sqrt().add_scalar(by.epsilon);
+    let weights = weights.mul_scalar(by.keep) - m.clone().mul_scalar(by.rate) / root;
+    [weights, m, v]
 }

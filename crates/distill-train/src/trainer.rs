@@ -17,7 +17,7 @@ use crate::evaluate::evaluate;
 use crate::head::{HeadInput, LossSums};
 use crate::loss::Distillation;
 use crate::metrics::{MetricsLog, Record};
-use crate::optimizer::{AdamW, clip_global_norm};
+use crate::optimizer::{AdamW, clip, global_norm};
 use crate::prepare::Prepared;
 use crate::schedule::learning_rate;
 use crate::teacher::forward;
@@ -140,13 +140,17 @@ impl<'a> Trainer<'a> {
             sums += self.micro_batch(&live, batch, valid, &mut gradients)?;
         }
         straight_through(&self.masters, &grids, &mut gradients);
-        let norm = clip_global_norm(&mut gradients, train.clip_norm);
+        drop(live);
+        let norm = global_norm(&gradients);
         let mean = |sum: f64| sum / valid.max(1) as f64;
         self.refuse_non_finite("loss", mean(sums.loss))?;
         self.refuse_non_finite("gradient norm", norm)?;
 
         let rate = learning_rate(train, self.step);
-        self.masters = self.optimizer.update(self.masters.clone(), gradients, rate);
+        let clip = clip(norm, train.clip_norm);
+        parameters::replace(&mut self.masters, |masters| {
+            self.optimizer.update(masters, gradients, clip, rate)
+        });
         self.step += 1;
         let mut record = Record::new(self.step, "train").with("loss", mean(sums.loss));
         if self.distillation.is_some() {

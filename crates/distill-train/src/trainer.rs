@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use distill_data::{Batch, Cursor};
 use distill_eval::Score;
 use distill_models::parameters::{self, NamedTensors};
@@ -12,15 +12,15 @@ use distill_models::{LlamaForCausalLM, WeightGrids};
 use distill_recipe::Recipe;
 
 use crate::TrainError;
+use crate::backward::backward;
 use crate::checkpoint::{self, TrainState};
 use crate::evaluate::evaluate;
-use crate::head::{HeadInput, LossSums};
+use crate::head::LossSums;
 use crate::loss::Distillation;
 use crate::metrics::{MetricsLog, Record};
 use crate::optimizer::{AdamW, clip, global_norm};
 use crate::prepare::Prepared;
 use crate::schedule::learning_rate;
-use crate::teacher::forward;
 
 /// Hears what the loop does; the CLI draws a bar, a test nothing.
 pub trait Observer {
@@ -175,24 +175,9 @@ impl<'a> Trainer<'a> {
     ) -> Result<LossSums, TrainError> {
         let teacher = self.prepared.teacher.as_deref();
         let signal = teacher.map(|teacher| teacher.signal(batch)).transpose()?;
-        let hidden = forward(live, batch, &self.device.clone().autodiff());
-        let loss = HeadInput {
-            hidden: hidden.clone().inner(),
-            head: live.head().inner(),
-            vocabulary: self.prepared.vocabulary,
-            batch,
-            distillation: signal.as_ref().zip(self.distillation.as_ref()),
-            denominator: valid,
-        }
-        .loss();
-        let head =
-            if live.lm_head.is_some() { "lm_head.weight" } else { "model.embed_tokens.weight" };
-        let elements: usize = loss.head_gradient.dims().iter().product();
-        parameters::add(gradients, head.to_string(), loss.head_gradient.reshape([elements]));
-        // The gradient of this sum with respect to `hidden` is the head's.
-        let mut backward = (hidden * Tensor::from_inner(loss.hidden_gradient)).sum().backward();
-        parameters::accumulate_gradients(live, &mut backward, gradients);
-        Ok(loss.sums)
+        let distillation = signal.as_ref().zip(self.distillation.as_ref());
+        let vocabulary = self.prepared.vocabulary;
+        Ok(backward(live, batch, distillation, vocabulary, valid, gradients))
     }
 
     /// The grids of the coming step: none before `quantize.start_step`.

@@ -4,6 +4,7 @@
 //! network. Weights are `[out, in]`, as Hugging Face stores them, so that the quantisation
 //! blocks of 32 lie along the contiguous input dimension.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
@@ -253,15 +254,25 @@ impl LlamaForCausalLM {
     /// Final hidden states, the head's input. `input_ids` is `[batch, tokens]`, the result
     /// `[batch, tokens, hidden]`; already on the activation grid.
     pub fn hidden(&self, input_ids: Tensor<2, Int>, positions: &Positions) -> Tensor<3> {
-        let embedding = self.model.embed_tokens.weight.val();
+        let x = self.layers(0..self.model.layers.len(), self.embed(input_ids), positions);
+        self.head_input(x)
+    }
+
+    /// The embeddings of `[batch, tokens]` tokens, `[batch, tokens, hidden]`.
+    pub fn embed(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
         let [batch, tokens] = input_ids.dims();
-        let width = self.config.hidden_size;
-        let mut x = embedding
-            .select(0, input_ids.reshape([batch * tokens]))
-            .reshape([batch, tokens, width]);
-        for (index, layer) in self.model.layers.iter().enumerate() {
-            x = layer.forward(x, positions, index, self);
-        }
+        let rows =
+            self.model.embed_tokens.weight.val().select(0, input_ids.reshape([batch * tokens]));
+        rows.reshape([batch, tokens, self.config.hidden_size])
+    }
+
+    /// The residual stream `[batch, tokens, hidden]` after some consecutive layers.
+    pub fn layers(&self, which: Range<usize>, x: Tensor<3>, positions: &Positions) -> Tensor<3> {
+        which.fold(x, |x, index| self.model.layers[index].forward(x, positions, index, self))
+    }
+
+    /// The head's input, normalised and on the activation grid, from the last layer's output.
+    pub fn head_input(&self, x: Tensor<3>) -> Tensor<3> {
         self.rounding.linear_input(LinearInput::Head, self.model.norm.forward(x))
     }
 

@@ -37,6 +37,19 @@ pub fn straight_through_q4_0(weights: &Tensor<1>, gradient: &Tensor<1>) -> Optio
     Some(device(gradient))
 }
 
+/// Adds rows `[tokens · width]` to those of a flat table that `ids` names, one after the other, in
+/// place if nobody else holds the table.
+pub fn add_rows(table: Tensor<1>, ids: &[u32], rows: Tensor<1>, width: usize) -> Tensor<1> {
+    let Some(rows) = host(&rows) else { return plain::add_rows(table, ids, rows, width) };
+    let mut table = contiguous(table.try_into_primitive::<Flex>().expect("on one device"));
+    let sums = table.storage_mut::<f32>();
+    for (&id, row) in ids.iter().zip(values(&rows).chunks_exact(width)) {
+        let sum = &mut sums[id as usize * width..][..width];
+        sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+    }
+    device(table)
+}
+
 /// Σ x².
 pub fn sum_of_squares(x: &Tensor<1>) -> f64 {
     match host(x) {

@@ -19,7 +19,7 @@ pub use cpu::gate::Gate;
 pub use cpu::norm::Norm;
 pub use flex::FusedOps;
 pub use head::{HeadInput, HeadLoss};
-pub use in_place::{adamw, round, straight_through_q4_0, sum_of_squares};
+pub use in_place::{adamw, add_rows, round, straight_through_q4_0, sum_of_squares};
 pub use positions::{Layout, Positions};
 
 /// Whether the fused operators run there.

@@ -1,7 +1,7 @@
 //! The operators as plain tensor operations: what backends without fused ones run, and what the
 //! fused ones are tested against.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{IndexingUpdateOp, Tensor, TensorData, activation};
 
 use crate::Positions;
 use crate::cpu::adamw::Update;
@@ -85,6 +85,18 @@ pub fn rotate(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Tensor<4> {
         ],
         3,
     )
+}
+
+/// See [`crate::add_rows`].
+pub fn add_rows(table: Tensor<1>, ids: &[u32], rows: Tensor<1>, width: usize) -> Tensor<1> {
+    let elements = table.dims()[0];
+    let indices: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+    let indices = Tensor::from_data(TensorData::new(indices, [ids.len()]), &table.device());
+    let rows = rows.reshape([ids.len(), width]);
+    table
+        .reshape([elements / width, width])
+        .select_assign(0, indices, rows, IndexingUpdateOp::Add)
+        .reshape([elements])
 }
 
 /// See [`crate::sum_of_squares`].

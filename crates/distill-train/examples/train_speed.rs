@@ -1,5 +1,5 @@
 //! Seconds of a training step on random weights and tokens, as JSON:
-//! `train_speed LOSS BATCH TOKENS STEPS [GRID]`, with LOSS `cross_entropy`, `forward_kl` or `jsd` (a
+//! `train_speed LOSS BATCH TOKENS STEPS [GRID [checkpointing]]`, with LOSS `cross_entropy`, `forward_kl` or `jsd` (a
 //! teacher of the same size) and GRID `float`, `q4_0` or `q4_0_q8_0` (activations too). The shape is SmolLM2-135M's.
 
 use std::time::Instant;
@@ -11,7 +11,7 @@ use distill_models::{
     ActivationGrid, Backend, LlamaConfig, LlamaForCausalLM, WeightGrid, WeightGrids,
 };
 use distill_recipe::{Schedule, Train};
-use distill_train::backward::backward;
+use distill_train::backward::MicroBatch;
 use distill_train::loss::{Distillation, Divergence};
 use distill_train::optimizer::{AdamW, clip, global_norm};
 use distill_train::teacher::{LocalTeacher, Teacher};
@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("q4_0_q8_0") => quantized(ActivationGrid::Q8_0),
         Some(_) => return Err("expected float, q4_0 or q4_0_q8_0".into()),
     };
+    let activation_checkpointing = rest.get(4).is_some_and(|text| text == "checkpointing");
     let device = Backend::Flex.device()?;
     let config = smollm2();
     let distillation = match loss.as_str() {
@@ -52,12 +53,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut last = 0.0;
     for _ in 0..steps {
         let begin = Instant::now();
-        let live = parameters::tracked(&quantize(&masters, &grids));
+        let live = quantize(&masters, &grids);
         let signal = teacher.as_ref().map(|teacher| teacher.signal(&batch)).transpose()?;
-        let against = signal.as_ref().zip(distillation.as_ref());
         let mut gradients = NamedTensors::new();
         let valid = batch.valid_tokens();
-        let sums = backward(&live, &batch, against, config.vocab_size, valid, &mut gradients);
+        let micro_batch = MicroBatch {
+            batch: &batch,
+            distillation: signal.as_ref().zip(distillation.as_ref()),
+            vocabulary: config.vocab_size,
+            denominator: valid,
+            activation_checkpointing,
+        };
+        let sums = micro_batch.backward(&live, &mut gradients);
         last = sums.loss / valid as f64;
         straight_through(&masters, &grids, &mut gradients);
         drop(live);
@@ -112,6 +119,7 @@ fn train() -> Train {
         beta2: 0.999,
         epsilon: 1e-8,
         clip_norm: 1.0,
+        activation_checkpointing: false,
         eval_every: 1,
         checkpoint_every: 1,
         keep_checkpoints: 1,

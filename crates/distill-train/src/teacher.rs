@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use distill_data::Batch;
 use distill_models::LlamaForCausalLM;
 
 use crate::TrainError;
+use crate::backward::input_ids;
 
 /// A source of next-token distributions.
 ///
@@ -78,10 +79,7 @@ impl Teacher for LocalTeacher {
 
 /// Final hidden states of a batch, `[batch · sequence, hidden]`.
 pub fn forward(model: &LlamaForCausalLM, batch: &Batch, device: &Device) -> Tensor<2> {
-    let ids: Vec<i32> = batch.input_ids.iter().map(|&id| id as i32).collect();
-    let ids =
-        Tensor::<2, Int>::from_data(TensorData::new(ids, [batch.batch, batch.sequence]), device);
     let positions = model.config.packed(batch.batch, &batch.position_ids, &batch.document_ids);
-    let hidden = model.hidden(ids, &positions);
+    let hidden = model.hidden(input_ids(batch, device), &positions);
     hidden.reshape([batch.batch * batch.sequence, model.config.hidden_size])
 }

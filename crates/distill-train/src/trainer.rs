@@ -12,7 +12,7 @@ use distill_models::{LlamaForCausalLM, WeightGrids};
 use distill_recipe::Recipe;
 
 use crate::TrainError;
-use crate::backward::backward;
+use crate::backward::MicroBatch;
 use crate::checkpoint::{self, TrainState};
 use crate::evaluate::evaluate;
 use crate::head::LossSums;
@@ -132,7 +132,7 @@ impl<'a> Trainer<'a> {
             .collect();
         let valid: usize = window.iter().map(Batch::valid_tokens).sum();
         let grids = self.grids_now();
-        let live = parameters::tracked(&quantize(&self.masters, &grids));
+        let live = quantize(&self.masters, &grids);
 
         let mut gradients = NamedTensors::new();
         let mut sums = LossSums::default();
@@ -175,9 +175,14 @@ impl<'a> Trainer<'a> {
     ) -> Result<LossSums, TrainError> {
         let teacher = self.prepared.teacher.as_deref();
         let signal = teacher.map(|teacher| teacher.signal(batch)).transpose()?;
-        let distillation = signal.as_ref().zip(self.distillation.as_ref());
-        let vocabulary = self.prepared.vocabulary;
-        Ok(backward(live, batch, distillation, vocabulary, valid, gradients))
+        let micro_batch = MicroBatch {
+            batch,
+            distillation: signal.as_ref().zip(self.distillation.as_ref()),
+            vocabulary: self.prepared.vocabulary,
+            denominator: valid,
+            activation_checkpointing: self.recipe.train.activation_checkpointing,
+        };
+        Ok(micro_batch.backward(live, gradients))
     }
 
     /// The grids of the coming step: none before `quantize.start_step`.

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 /// A matrix in a slice: element (r, c) is `data[r · row_stride + c · column_stride]`.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +23,12 @@ impl<'a> Matrix<'a> {
     pub fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
         assert!(data.len() >= rows * columns);
         Self { data, rows, columns, row_stride: columns, column_stride: 1 }
+    }
+
+    /// Some consecutive rows.
+    fn rows(self, first: usize, count: usize) -> Self {
+        assert!(first + count <= self.rows);
+        Self { data: &self.data[first * self.row_stride..], rows: count, ..self }
     }
 
     /// The same elements, `[columns, rows]`.
@@ -54,6 +61,9 @@ pub enum Threads {
     All,
 }
 
+/// Rows of a product that are worth a task of their own.
+const TASK: usize = 128;
+
 /// `out = scale · a · b`, row-major `[a.rows, b.columns]`, or that added to it.
 ///
 /// # Panics
@@ -67,15 +77,37 @@ pub fn multiply(
     threads: Threads,
 ) {
     assert_eq!(a.columns, b.rows);
-    assert!(out.len() >= a.rows * b.columns);
-    let (m, n, k) = (a.rows, b.columns, a.columns);
-    if m == 0 || n == 0 {
+    let out = &mut out[..a.rows * b.columns];
+    if out.is_empty() {
         return;
     }
-    let parallelism = match threads {
-        Threads::One => Parallelism::None,
-        Threads::All => Parallelism::Rayon(0),
-    };
+    match threads {
+        Threads::One => product(a, b, scale, output, out, Parallelism::None),
+        Threads::All if a.rows < 2 * TASK => {
+            product(a, b, scale, output, out, Parallelism::Rayon(0));
+        }
+        // Tasks that need not wait for each other: where another program takes a core away, the
+        // other cores go on.
+        Threads::All => {
+            let rows = a.rows.div_ceil(2 * rayon::current_num_threads()).max(TASK);
+            out.par_chunks_mut(rows * b.columns).enumerate().for_each(|(i, out)| {
+                let a = a.rows(i * rows, out.len() / b.columns);
+                product(a, b, scale, output, out, Parallelism::None);
+            });
+        }
+    }
+}
+
+fn product(
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    scale: f32,
+    output: Output,
+    out: &mut [f32],
+    parallelism: Parallelism,
+) {
+    let (m, n, k) = (a.rows, b.columns, a.columns);
+    assert_eq!(out.len(), m * n);
     // SAFETY: every matrix holds the elements that its shape and strides name: `Matrix::new`
     // checked the inputs, the assertion above the output; `out` is borrowed exclusively.
     unsafe {
@@ -110,7 +142,8 @@ mod tests {
     #[test]
     fn products_of_any_layout_equal_float64() {
         let value = |i: usize| ((i * 37 % 101) as f32 - 50.0) / 29.0;
-        for (m, n, k) in [(1, 1, 1), (3, 5, 7), (64, 33, 17), (5, 128, 64), (2, 3, 0)] {
+        for (m, n, k) in [(1, 1, 1), (3, 5, 7), (64, 33, 17), (5, 128, 64), (2, 3, 0), (300, 7, 9)]
+        {
             let a: Vec<f32> = (0..m * k).map(value).collect();
             let b: Vec<f32> = (0..k * n).map(|i| value(i + 11)).collect();
             let element = |r: usize, c: usize| -> f64 {

@@ -16,11 +16,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("distill-data", &["distill-gguf"]),
     ("distill-edge", &["distill-quant", "distill-gguf"]),
     ("distill-export", &["distill-quant", "distill-gguf"]),
-    ("distill-models", &["distill-quant", "distill-gguf"]),
+    ("distill-ops", &["distill-quant"]),
+    ("distill-models", &["distill-quant", "distill-gguf", "distill-ops"]),
     ("distill-eval", &["distill-models", "distill-data", "distill-edge", "distill-quant"]),
     (
         "distill-train",
-        &["distill-models", "distill-data", "distill-recipe", "distill-eval", "distill-gguf"],
+        &[
+            "distill-ops",
+            "distill-models",
+            "distill-data",
+            "distill-recipe",
+            "distill-eval",
+            "distill-gguf",
+        ],
     ),
     (
         "distill",

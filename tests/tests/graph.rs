@@ -3,7 +3,7 @@
 mod tiny;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use distill_models::{Backend, KvCache, LlamaForCausalLM, Positions, RopeScaling, parameters};
+use distill_models::{Backend, LlamaForCausalLM, RopeScaling, parameters};
 use tiny::{reference_logits, tiny_config, weights_of};
 
 fn ids(tokens: &[u32], device: &Device) -> Tensor<2, Int> {
@@ -12,8 +12,8 @@ fn ids(tokens: &[u32], device: &Device) -> Tensor<2, Int> {
 }
 
 fn graph_logits(model: &LlamaForCausalLM, tokens: &[u32], device: &Device) -> Vec<f32> {
-    let positions = Positions::continuing(&model.config, 0, tokens.len(), device);
-    parameters::values(model.logits(model.hidden(ids(tokens, device), &positions, None)))
+    let positions = model.config.document(tokens.len());
+    parameters::values(model.logits(model.hidden(ids(tokens, device), &positions)))
 }
 
 const TOKENS: [u32; 9] = [3, 17, 4, 4, 29, 0, 31, 8, 12];
@@ -53,32 +53,14 @@ fn logits_equal_a_float64_forward_pass() {
 }
 
 #[test]
-fn one_token_at_a_time_through_the_cache_equals_all_at_once() {
-    let device = Device::flex();
-    let model = tiny::model(&tiny_config(), &device);
-    let vocab = model.config.vocab_size;
-    let whole = graph_logits(&model, &TOKENS, &device);
-    let mut cache = KvCache::new(model.config.num_hidden_layers);
-    for (index, token) in TOKENS.iter().enumerate() {
-        let positions = Positions::continuing(&model.config, cache.tokens(), 1, &device);
-        let hidden = model.hidden(ids(&[*token], &device), &positions, Some(&mut cache));
-        let logits = parameters::values(model.logits(hidden));
-        for (a, b) in logits.iter().zip(&whole[index * vocab..(index + 1) * vocab]) {
-            assert!((a - b).abs() < 1e-5, "position {index}: {a} {b}");
-        }
-    }
-}
-
-#[test]
 fn packed_documents_do_not_see_each_other() {
     let device = Device::flex();
     let model = tiny::model(&tiny_config(), &device);
     let (first, second) = TOKENS.split_at(4);
     let documents = [0, 0, 0, 0, 1, 1, 1, 1, 1];
     let positions = [0, 1, 2, 3, 0, 1, 2, 3, 4];
-    let layout = Positions::packed(&model.config, 1, &positions, &documents, &device);
-    let packed =
-        parameters::values(model.logits(model.hidden(ids(&TOKENS, &device), &layout, None)));
+    let layout = model.config.packed(1, &positions, &documents);
+    let packed = parameters::values(model.logits(model.hidden(ids(&TOKENS, &device), &layout)));
     let apart =
         [graph_logits(&model, first, &device), graph_logits(&model, second, &device)].concat();
     for (index, (a, b)) in packed.iter().zip(&apart).enumerate() {

@@ -77,7 +77,7 @@ fn assert_every_rule_is_the_scalar_one(values: &[f32]) {
         check("q8_0", on(device, values, fake_quant::q8_0), &exported_q8_0);
         check(
             "q4_0 straight-through mask",
-            on(device, values, fake_quant::q4_0_straight_through),
+            on(device, values, |w| fake_quant::q4_0_straight_through(w.clone(), w.ones_like())),
             &|values| scalar(values, q4_0::straight_through_mask),
         );
         check("q8_0 activations", activations(device, values), &|values| {

@@ -7,7 +7,7 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use distill_data::TextTokenizer;
 use distill_gguf::GgufFile;
-use distill_models::{Positions, load_pretrained, parameters};
+use distill_models::{load_pretrained, parameters};
 use distill_tests::{fixture, smollm2};
 use serde_json::Value;
 
@@ -27,9 +27,9 @@ fn imported_logits_agree_with_transformers_within_a_thousandth() {
     for prompt in fixture["prompts"].as_array().expect("prompts") {
         let ids: Vec<i32> = numbers(&prompt["ids"]).iter().map(|&id| id as i32).collect();
         let count = ids.len();
-        let positions = Positions::continuing(&model.config, 0, count, &device);
+        let positions = model.config.document(count);
         let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [1, count]), &device);
-        let hidden = model.hidden(ids, &positions, None);
+        let hidden = model.hidden(ids, &positions);
         for position in prompt["positions"].as_array().expect("positions") {
             let at = position["position"].as_u64().expect("a position") as usize;
             let logits = parameters::values(model.logits(hidden.clone().narrow(1, at, 1)));

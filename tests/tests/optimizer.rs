@@ -50,7 +50,7 @@ fn three_updates_equal_the_formula_in_float64_and_norms_do_not_decay() {
                 (name.clone(), tensor)
             })
             .collect();
-        model = optimizer.update(model, gradients, rate);
+        model = optimizer.update(model, gradients, 1.0, rate);
     }
     let found = weights_of(&model);
     let (beta1, beta2, epsilon, decay) = (0.8, 0.95, 1e-4, 0.1);

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use distill_edge::{Activations, KvType, LoadOptions, Model, Session, SessionOptions};
 use distill_models::quantized::quantize;
-use distill_models::{ActivationGrid, LlamaForCausalLM, Positions, WeightGrids, parameters};
+use distill_models::{ActivationGrid, LlamaForCausalLM, WeightGrids, parameters};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -356,8 +356,8 @@ pub fn graph_logits(
     device: &Device,
     mut each: impl FnMut(usize, &[f32]),
 ) {
-    let positions = Positions::continuing(&graph.config, 0, text.len(), device);
-    let hidden = graph.hidden(ids(text, device), &positions, None);
+    let positions = graph.config.document(text.len());
+    let hidden = graph.hidden(ids(text, device), &positions);
     for start in (0..text.len()).step_by(TILE) {
         let count = TILE.min(text.len() - start);
         let logits = graph.logits(hidden.clone().narrow(1, start, count));

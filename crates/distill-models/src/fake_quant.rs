@@ -7,6 +7,7 @@
 //! by an ulp, which moves a weight only if it lies within 2 ulp of a rounding boundary.
 
 use burn::tensor::Tensor;
+use distill_ops::cpu::rounding::Grid;
 
 /// Elements that share a scale.
 const BLOCK: usize = distill_quant::BLOCK;
@@ -16,14 +17,19 @@ const F16_MAX: f32 = 65_504.0;
 /// Rounds a flat tensor to Q4_0 and back. `[elements]`, a multiple of 32; blocks follow each
 /// other, so a matrix must be `[out, in]` with `in` a multiple of 32.
 pub fn q4_0(weights: Tensor<1>) -> Tensor<1> {
+    if let Some(rounded) = distill_ops::round(Grid::Q4_0, &weights) {
+        return rounded;
+    }
     let (steps, scale) = q4_0_steps(weights);
     let codes = steps.floor().clamp(0.0, 15.0);
     flat(codes.sub_scalar(8.0) * scale)
 }
 
-/// Where the straight-through gradient passes: 1, or 0 where Q4_0 clamps. `[elements]`.
-pub fn q4_0_straight_through(weights: Tensor<1>) -> Tensor<1> {
-    flat(q4_0_steps(weights).0.lower_scalar(16.0).float())
+/// The gradient of Q4_0's values as that of the weights: 0 where the code is clamped.
+/// `[elements]` each.
+pub fn q4_0_straight_through(weights: Tensor<1>, gradient: Tensor<1>) -> Tensor<1> {
+    distill_ops::straight_through_q4_0(&weights, &gradient)
+        .unwrap_or_else(|| gradient * flat(q4_0_steps(weights).0.lower_scalar(16.0).float()))
 }
 
 /// `x / d + 8.5` `[blocks, 32]` and the stored scale `[blocks, 1]`.
@@ -39,6 +45,9 @@ fn q4_0_steps(weights: Tensor<1>) -> (Tensor<2>, Tensor<2>) {
 
 /// Rounds a flat tensor to Q8_0 and back. `[elements]`, a multiple of 32.
 pub fn q8_0(weights: Tensor<1>) -> Tensor<1> {
+    if let Some(rounded) = distill_ops::round(Grid::Q8_0, &weights) {
+        return rounded;
+    }
     let x = blocks(weights);
     let exact = x.clone().abs().max_dim(1).div_scalar(127.0).clamp_max(F16_MAX);
     let (scale, inverse) = scale_and_inverse(exact);
@@ -50,6 +59,9 @@ pub fn q8_0(weights: Tensor<1>) -> Tensor<1> {
 ///
 /// `x` is `[batch, tokens, width]`, `width` a multiple of 32.
 pub fn activations_q8_0(x: Tensor<3>) -> Tensor<3> {
+    if let Some(rounded) = distill_ops::round_activations(&x) {
+        return rounded;
+    }
     let dims = x.dims();
     let elements: usize = dims.iter().product();
     let blocked = blocks(x.clone().inner().reshape([elements]));

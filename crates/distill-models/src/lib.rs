@@ -1,7 +1,6 @@
 //! Model architectures in Burn, their weights, and fake quantisation.
 //!
-//! One forward pass per architecture serves training, evaluation and generation
-//! ([`llama`]). Module fields carry the Hugging Face names, so a parameter's path *is* its
+//! One forward pass per architecture serves training and evaluation ([`llama`]). Module fields carry the Hugging Face names, so a parameter's path *is* its
 //! checkpoint name ([`parameters`]) and reading weights is nearly the identity ([`weights`]).
 //! Quantisation-aware training never touches model code: [`quantized`] turns the master
 //! weights into the weights that ship, once per optimiser step, with the tensor form of the
@@ -13,7 +12,6 @@ pub mod config;
 pub mod device;
 mod error;
 pub mod fake_quant;
-pub mod kv_cache;
 pub mod llama;
 pub mod parameters;
 pub mod quantized;
@@ -24,9 +22,9 @@ pub mod weights;
 
 pub use config::{LlamaConfig, RopeScaling, TokenIds};
 pub use device::Backend;
+pub use distill_ops::Positions;
 pub use error::ModelError;
-pub use kv_cache::KvCache;
-pub use llama::{LlamaForCausalLM, Positions};
+pub use llama::LlamaForCausalLM;
 pub use quantized::{WeightGrid, WeightGrids};
 pub use rounding::{ActivationGrid, LinearInput, Rounding};
 pub use weights::{LoadReport, load_pretrained};

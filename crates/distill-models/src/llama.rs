@@ -4,13 +4,15 @@
 //! network. Weights are `[out, in]`, as Hugging Face stores them, so that the quantisation
 //! blocks of 32 lie along the contiguous input dimension.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Int, Tensor, TensorData, activation};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use distill_ops::{Gate, Norm, Positions, Shape, plain};
 
-use crate::rope::{inverse_frequencies, rotate};
-use crate::{ActivationGrid, KvCache, LinearInput, LlamaConfig, Rounding};
+use crate::rope::inverse_frequencies;
+use crate::{ActivationGrid, LinearInput, LlamaConfig, Rounding};
 
 /// A causal language model; its parameter paths are Hugging Face's tensor names.
 #[derive(Module, Debug)]
@@ -99,86 +101,29 @@ pub struct RmsNorm {
     pub epsilon: f64,
 }
 
-/// Where each token of a batch stands: what rotary embeddings and the causal mask need.
-#[derive(Clone, Debug)]
-pub struct Positions {
-    /// `[batch, 1, tokens, head_dim / 2]`.
-    cos: Tensor<4>,
-    /// `[batch, 1, tokens, head_dim / 2]`.
-    sin: Tensor<4>,
-    /// Added to the scores: 0 where attention may look, −3e38 where not.
-    /// `[batch, 1, 1, tokens, past + tokens]`.
-    bias: Tensor<5>,
-}
-
-const BLOCKED: f32 = -3.0e38;
-
-impl Positions {
+impl LlamaConfig {
     /// Positions of packed documents: attention is causal and never crosses from one document
     /// to another. Both slices are row-major `[batch, tokens]`.
     ///
     /// # Panics
     /// If the slices do not hold `batch · tokens` elements.
-    pub fn packed(
-        config: &LlamaConfig,
-        batch: usize,
-        position_ids: &[u32],
-        document_ids: &[u32],
-        device: &Device,
-    ) -> Self {
-        assert_eq!(position_ids.len(), document_ids.len());
-        let tokens = position_ids.len() / batch;
-        assert_eq!(batch * tokens, position_ids.len());
-        let mut bias = vec![BLOCKED; batch * tokens * tokens];
-        for (sequence, documents) in document_ids.chunks_exact(tokens).enumerate() {
-            for query in 0..tokens {
-                let row = (sequence * tokens + query) * tokens;
-                for key in 0..=query {
-                    if documents[key] == documents[query] {
-                        bias[row + key] = 0.0;
-                    }
-                }
-            }
-        }
-        Self::new(config, [batch, tokens, tokens], position_ids, bias, device)
-    }
-
-    /// Positions of `tokens` new tokens of one document after `past` cached ones (batch 1).
-    pub fn continuing(config: &LlamaConfig, past: usize, tokens: usize, device: &Device) -> Self {
-        let ids: Vec<u32> = (past..past + tokens).map(|p| p as u32).collect();
-        let mut bias = vec![0.0; tokens * (past + tokens)];
-        for query in 0..tokens {
-            let row = query * (past + tokens);
-            bias[row + past + query + 1..row + past + tokens].fill(BLOCKED);
-        }
-        Self::new(config, [1, tokens, past + tokens], &ids, bias, device)
-    }
-
-    fn new(
-        config: &LlamaConfig,
-        [batch, tokens, keys]: [usize; 3],
-        position_ids: &[u32],
-        bias: Vec<f32>,
-        device: &Device,
-    ) -> Self {
+    pub fn packed(&self, batch: usize, position_ids: &[u32], document_ids: &[u32]) -> Positions {
+        let shape = Shape {
+            batch,
+            tokens: position_ids.len() / batch,
+            heads: self.num_attention_heads,
+            kv_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
+        };
         let frequencies =
-            inverse_frequencies(config.rope_theta, config.head_dim, config.rope_scaling.as_ref());
-        let (sin, cos): (Vec<f32>, Vec<f32>) = position_ids
-            .iter()
-            .flat_map(|&p| frequencies.iter().map(move |f| f64::from(p) * f))
-            .map(|angle| (angle.sin() as f32, angle.cos() as f32))
-            .unzip();
-        let shape = [batch, 1, tokens, frequencies.len()];
-        let device = &device.clone().without_autodiff();
-        Self {
-            cos: Tensor::from_data(TensorData::new(cos, shape), device),
-            sin: Tensor::from_data(TensorData::new(sin, shape), device),
-            bias: Tensor::from_data(TensorData::new(bias, [batch, 1, 1, tokens, keys]), device),
-        }
+            inverse_frequencies(self.rope_theta, self.head_dim, self.rope_scaling.as_ref());
+        Positions::packed(shape, &frequencies, position_ids, document_ids)
     }
 
-    fn autodiff(self) -> Self {
-        Self { cos: self.cos.autodiff(), sin: self.sin.autodiff(), bias: self.bias.autodiff() }
+    /// Positions of the first tokens of one document.
+    pub fn document(&self, tokens: usize) -> Positions {
+        let ids: Vec<u32> = (0..tokens as u32).collect();
+        self.packed(1, &ids, &vec![0; tokens])
     }
 }
 
@@ -268,6 +213,21 @@ impl LlamaForCausalLM {
         }
     }
 
+    /// A model without layers to stand in for this one while it is elsewhere.
+    pub(crate) fn hollow(&self) -> Self {
+        let embed_tokens = self.model.embed_tokens.clone();
+        let embed_tokens =
+            Embedding { weight: embed_tokens.weight.map(|w| Tensor::zeros([1, 1], &w.device())) };
+        let mut norm = self.model.norm.clone();
+        norm.weight = norm.weight.map(|w| Tensor::zeros([1], &w.device()));
+        Self {
+            model: LlamaModel { embed_tokens, layers: Vec::new(), norm },
+            lm_head: None,
+            config: self.config.clone(),
+            rounding: self.rounding.clone(),
+        }
+    }
+
     /// A student made of some of this model's layers, in order, with everything else kept.
     ///
     /// # Errors
@@ -293,23 +253,26 @@ impl LlamaForCausalLM {
 
     /// Final hidden states, the head's input. `input_ids` is `[batch, tokens]`, the result
     /// `[batch, tokens, hidden]`; already on the activation grid.
-    pub fn hidden(
-        &self,
-        input_ids: Tensor<2, Int>,
-        positions: &Positions,
-        mut cache: Option<&mut KvCache>,
-    ) -> Tensor<3> {
-        let embedding = self.model.embed_tokens.weight.val();
-        let positions =
-            if embedding.is_autodiff() { positions.clone().autodiff() } else { positions.clone() };
+    pub fn hidden(&self, input_ids: Tensor<2, Int>, positions: &Positions) -> Tensor<3> {
+        let x = self.layers(0..self.model.layers.len(), self.embed(input_ids), positions);
+        self.head_input(x)
+    }
+
+    /// The embeddings of `[batch, tokens]` tokens, `[batch, tokens, hidden]`.
+    pub fn embed(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
         let [batch, tokens] = input_ids.dims();
-        let width = self.config.hidden_size;
-        let mut x = embedding
-            .select(0, input_ids.reshape([batch * tokens]))
-            .reshape([batch, tokens, width]);
-        for (index, layer) in self.model.layers.iter().enumerate() {
-            x = layer.forward(x, &positions, cache.as_deref_mut(), index, self);
-        }
+        let rows =
+            self.model.embed_tokens.weight.val().select(0, input_ids.reshape([batch * tokens]));
+        rows.reshape([batch, tokens, self.config.hidden_size])
+    }
+
+    /// The residual stream `[batch, tokens, hidden]` after some consecutive layers.
+    pub fn layers(&self, which: Range<usize>, x: Tensor<3>, positions: &Positions) -> Tensor<3> {
+        which.fold(x, |x, index| self.model.layers[index].forward(x, positions, index, self))
+    }
+
+    /// The head's input, normalised and on the activation grid, from the last layer's output.
+    pub fn head_input(&self, x: Tensor<3>) -> Tensor<3> {
         self.rounding.linear_input(LinearInput::Head, self.model.norm.forward(x))
     }
 
@@ -323,7 +286,7 @@ impl LlamaForCausalLM {
 
     /// Logits `[batch, tokens, vocab]` from the final hidden states.
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
-        linear(hidden, self.head())
+        distill_ops::linear(hidden, self.head())
     }
 }
 
@@ -332,13 +295,14 @@ impl LlamaDecoderLayer {
         &self,
         x: Tensor<3>,
         positions: &Positions,
-        cache: Option<&mut KvCache>,
         index: usize,
         model: &LlamaForCausalLM,
     ) -> Tensor<3> {
         let round = |input, x| model.rounding.linear_input(input, x);
         let normed = round(LinearInput::Attention(index), self.input_layernorm.forward(x.clone()));
-        let x = x + self.self_attn.forward(normed, positions, cache, index, model);
+        let mixed = self.self_attn.mix(normed, positions, model);
+        let mixed = round(LinearInput::AttentionOutput(index), mixed);
+        let x = x + self.self_attn.o_proj.forward(mixed);
         let normed = self.post_attention_layernorm.forward(x.clone());
         let normed = round(LinearInput::FeedForward(index), normed);
         let inner = self.mlp.inner(normed);
@@ -347,80 +311,38 @@ impl LlamaDecoderLayer {
 }
 
 impl LlamaAttention {
-    fn forward(
-        &self,
-        x: Tensor<3>,
-        positions: &Positions,
-        cache: Option<&mut KvCache>,
-        index: usize,
-        model: &LlamaForCausalLM,
-    ) -> Tensor<3> {
-        let [batch, tokens, _] = x.dims();
-        let config = &model.config;
-        let (heads, groups) = (config.num_attention_heads, config.num_key_value_heads);
-        let (per_group, width) = (heads / groups, config.head_dim);
-        // [batch, tokens, n · head_dim] → [batch, n, tokens, head_dim]
-        let split = |x: Tensor<3>, n: usize| x.reshape([batch, tokens, n, width]).swap_dims(1, 2);
-        let queries = split(self.q_proj.forward(x.clone()), heads);
-        let queries = rotate(queries, &positions.cos, &positions.sin);
-        let keys = split(self.k_proj.forward(x.clone()), groups);
-        let keys = rotate(keys, &positions.cos, &positions.sin);
-        let values = split(self.v_proj.forward(x), groups);
-        let (keys, values) = (model.rounding.cached(keys), model.rounding.cached(values));
-        let (keys, values) = match cache {
-            Some(cache) => cache.append(index, keys, values),
-            None => (keys, values),
-        };
-        let known = keys.dims()[2];
-        // The query heads of a group share its keys: fold them into the token dimension.
-        let queries = queries.reshape([batch, groups, per_group * tokens, width]);
-        let scores = queries.matmul(keys.transpose()).mul_scalar((width as f64).powf(-0.5));
-        let scores = scores.reshape([batch, groups, per_group, tokens, known]);
-        let weights = activation::softmax(scores + positions.bias.clone(), 4).reshape([
-            batch,
-            groups,
-            per_group * tokens,
-            known,
-        ]);
-        // [batch, groups, per_group · tokens, head_dim] → [batch, tokens, heads · head_dim]
-        let mixed = weights
-            .matmul(values)
-            .reshape([batch, heads, tokens, width])
-            .swap_dims(1, 2)
-            .reshape([batch, tokens, heads * width]);
-        let mixed = model.rounding.linear_input(LinearInput::AttentionOutput(index), mixed);
-        self.o_proj.forward(mixed)
+    /// The values that the queries attend to, the input of `o_proj`: `[batch, tokens, heads · head_dim]`.
+    fn mix(&self, x: Tensor<3>, positions: &Positions, model: &LlamaForCausalLM) -> Tensor<3> {
+        let queries = self.q_proj.forward(x.clone());
+        let keys = self.k_proj.forward(x.clone());
+        let values = self.v_proj.forward(x);
+        match model.rounding.cached() {
+            None => distill_ops::attention(queries, keys, values, positions),
+            Some(round) => plain::attention_rounding(queries, keys, values, positions, round),
+        }
     }
 }
 
 impl LlamaMlp {
     /// silu(gate(x)) ∘ up(x), the input of `down_proj`: `[batch, tokens, intermediate]`.
     fn inner(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = activation::silu(self.gate_proj.forward(x.clone()));
-        gate * self.up_proj.forward(x)
+        let gate = self.gate_proj.forward(x.clone());
+        distill_ops::gated(Gate::Silu, gate, self.up_proj.forward(x))
     }
 }
 
 impl Linear {
     /// `x` `[batch, tokens, in]` → `[batch, tokens, out]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        linear(x, self.weight.val())
+        distill_ops::linear(x, self.weight.val())
     }
 }
 
 impl RmsNorm {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let mean_square = x.clone().square().mean_dim(2);
-        let scale = mean_square.add_scalar(self.epsilon).sqrt().recip();
-        x * scale * self.weight.val().unsqueeze::<3>()
+        let norm = Norm { epsilon: self.epsilon as f32, offset: 0.0 };
+        distill_ops::rms_norm(x, self.weight.val(), norm)
     }
-}
-
-/// `x` `[batch, tokens, in]` times `weight` `[out, in]` transposed, as one matrix product.
-fn linear(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
-    let [batch, tokens, input] = x.dims();
-    let out = weight.dims()[0];
-    x.reshape([batch * tokens, input]).matmul(weight.transpose()).reshape([batch, tokens, out])
 }
 
 /// Normal deviates from SplitMix64 and Box–Muller: the same on every backend and platform.

@@ -48,14 +48,33 @@ pub fn for_each(model: &LlamaForCausalLM, each: impl FnMut(&str, &[usize], Vec<f
     model.visit(&mut Read(Path::default(), each));
 }
 
-/// Replaces each parameter by what `map` makes of it; a name that `map` answers with `None`
-/// keeps its value. The tensor is `[elements]`, as is the answer.
+/// Every parameter as a flat tensor `[elements]`, in module order.
+pub fn for_each_tensor(model: &LlamaForCausalLM, each: impl FnMut(&str, Tensor<1>)) {
+    struct Read<F>(Path, F);
+    impl<F: FnMut(&str, Tensor<1>)> ModuleVisitor for Read<F> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.0.enter(name);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.0.exit();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let tensor = param.val().inner();
+            let elements: usize = tensor.dims().iter().product();
+            (self.1)(&self.0.name(), tensor.reshape([elements]));
+        }
+    }
+    model.visit(&mut Read(Path::default(), each));
+}
+
+/// Replaces each parameter by what `map` makes of it. The tensor is `[elements]`, as is the answer;
+/// nobody else holds it if nobody else holds the model.
 pub fn map(
     model: LlamaForCausalLM,
-    map: impl FnMut(&str, &[usize], Tensor<1>) -> Option<Tensor<1>>,
+    map: impl FnMut(&str, &[usize], Tensor<1>) -> Tensor<1>,
 ) -> LlamaForCausalLM {
     struct Map<F>(Path, F);
-    impl<F: FnMut(&str, &[usize], Tensor<1>) -> Option<Tensor<1>>> ModuleMapper for Map<F> {
+    impl<F: FnMut(&str, &[usize], Tensor<1>) -> Tensor<1>> ModuleMapper for Map<F> {
         fn enter_module(&mut self, name: &str, _: &str) {
             self.0.enter(name);
         }
@@ -66,14 +85,20 @@ pub fn map(
             let (id, tensor, mapper) = param.consume();
             let dims = tensor.dims();
             let elements: usize = dims.iter().product();
-            let tensor = match (self.1)(&self.0.name(), &dims, tensor.clone().reshape([elements])) {
-                Some(new) => new.reshape(dims),
-                None => tensor,
-            };
-            Param::from_mapped_value(id, tensor, mapper)
+            let tensor = (self.1)(&self.0.name(), &dims, tensor.reshape([elements]));
+            Param::from_mapped_value(id, tensor.reshape(dims), mapper)
         }
     }
     model.map(&mut Map(Path::default(), map))
+}
+
+/// Replaces a model by what `map` makes of it, which is then the only one to hold its tensors.
+pub fn replace(
+    model: &mut LlamaForCausalLM,
+    map: impl FnOnce(LlamaForCausalLM) -> LlamaForCausalLM,
+) {
+    let hollow = model.hollow();
+    *model = map(std::mem::replace(model, hollow));
 }
 
 /// The same weights as leaves of a new autodiff graph.

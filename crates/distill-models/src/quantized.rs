@@ -81,11 +81,11 @@ pub fn quantize(masters: &LlamaForCausalLM, grids: &WeightGrids) -> LlamaForCaus
     model
 }
 
-fn round(grid: WeightGrid, weights: Tensor<1>) -> Option<Tensor<1>> {
+fn round(grid: WeightGrid, weights: Tensor<1>) -> Tensor<1> {
     match grid {
-        WeightGrid::Float => None,
-        WeightGrid::Q4_0 => Some(fake_quant::q4_0(weights)),
-        WeightGrid::Q8_0 => Some(fake_quant::q8_0(weights)),
+        WeightGrid::Float => weights,
+        WeightGrid::Q4_0 => fake_quant::q4_0(weights),
+        WeightGrid::Q8_0 => fake_quant::q8_0(weights),
     }
 }
 
@@ -99,13 +99,12 @@ pub fn straight_through(
     if grids.linears != WeightGrid::Q4_0 && grids.embeddings != WeightGrid::Q4_0 {
         return;
     }
-    parameters::map(masters.clone(), |name, _, weights| {
+    parameters::for_each_tensor(masters, |name, weights| {
         if grids.of(name) == WeightGrid::Q4_0
             && let Some(gradient) = gradients.remove(name)
         {
-            let inside = fake_quant::q4_0_straight_through(weights);
-            gradients.insert(name.to_string(), gradient * inside);
+            let passed = fake_quant::q4_0_straight_through(weights, gradient);
+            gradients.insert(name.to_string(), passed);
         }
-        None
     });
 }

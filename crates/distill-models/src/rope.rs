@@ -3,8 +3,6 @@
 //! Angles are computed in f64 as position × θ^(−2i/d) and rounded once to f32; the edge
 //! runtime does the same, so that the two never part by an accumulated frequency.
 
-use burn::tensor::Tensor;
-
 use crate::RopeScaling;
 
 /// Inverse frequencies, `[head_dim / 2]`, with Llama 3's scaling applied.
@@ -40,19 +38,4 @@ pub fn inverse_frequencies(theta: f64, head_dim: usize, scaling: Option<&RopeSca
             })
             .collect(),
     }
-}
-
-/// Rotates `x` `[batch, heads, tokens, head_dim]` by `cos` and `sin`
-/// `[batch, 1, tokens, head_dim / 2]`.
-pub fn rotate(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Tensor<4> {
-    let half = x.dims()[3] / 2;
-    let first = x.clone().narrow(3, 0, half);
-    let second = x.narrow(3, half, half);
-    Tensor::cat(
-        vec![
-            first.clone() * cos.clone() - second.clone() * sin.clone(),
-            second * cos.clone() + first * sin.clone(),
-        ],
-        3,
-    )
 }

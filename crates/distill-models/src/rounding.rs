@@ -38,9 +38,10 @@ pub trait Rounding: Debug + Send + Sync {
     /// The input of some linears, `[batch, tokens, width]`.
     fn linear_input(&self, input: LinearInput, x: Tensor<3>) -> Tensor<3>;
 
-    /// Keys (rotated) or values as the cache stores them, `[batch, kv_heads, tokens, head_dim]`.
-    fn cached(&self, x: Tensor<4>) -> Tensor<4> {
-        x
+    /// What a cache does to keys (rotated) and values, `[batch, kv_heads, tokens, head_dim]`;
+    /// `None` if they stay as they are.
+    fn cached(&self) -> Option<fn(Tensor<4>) -> Tensor<4>> {
+        None
     }
 }
 

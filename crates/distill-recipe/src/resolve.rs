@@ -425,6 +425,7 @@ impl Resolver<'_> {
                 &written.gradient_accumulation,
                 defaults::GRADIENT_ACCUMULATION,
             ),
+            activation_checkpointing: or(&written.activation_checkpointing, false),
             learning_rate,
             min_learning_rate,
             schedule: self.schedule(written, steps, warmup_steps),

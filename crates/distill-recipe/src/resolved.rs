@@ -223,6 +223,8 @@ pub struct Train {
     pub batch_size: usize,
     /// Micro-batches per step.
     pub gradient_accumulation: usize,
+    /// Whether layers are computed again for their gradients instead of kept.
+    pub activation_checkpointing: bool,
     /// Highest learning rate.
     pub learning_rate: f64,
     /// Learning rate at the last step.

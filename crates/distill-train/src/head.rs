@@ -7,7 +7,7 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use distill_data::Batch;
 
-use crate::loss::{Distillation, cross_entropy, divergence};
+use crate::loss::{CROSS_ENTROPY, Distillation, cross_entropy, divergence};
 use crate::teacher::Signal;
 
 /// Tokens a tile.
@@ -62,6 +62,35 @@ pub struct HeadInput<'a> {
 impl HeadInput<'_> {
     /// Loss and gradients; the gradients are divided by the denominator, the sums are not.
     pub fn loss(&self) -> HeadLoss {
+        self.fused().unwrap_or_else(|| self.in_tensors())
+    }
+
+    /// By the fused operator, where the device has it.
+    fn fused(&self) -> Option<HeadLoss> {
+        let weight = self.distillation.map_or(1.0, |(_, options)| options.cross_entropy);
+        let share = 1.0 / self.denominator.max(1) as f32;
+        let shares: Vec<f32> =
+            self.batch.loss_mask.iter().map(|&valid| if valid { share } else { 0.0 }).collect();
+        let input = distill_ops::HeadInput {
+            hidden: self.hidden.clone(),
+            head: self.head.clone(),
+            vocabulary: self.vocabulary,
+            teacher: self.distillation.map(|(Signal::Dense(dense), _)| dense.parts()),
+            labels: &self.batch.labels,
+            shares: &shares,
+            options: self.distillation.map_or(CROSS_ENTROPY, |(_, options)| options.fused()),
+        };
+        let found = input.loss().ok()?;
+        let (divergence, cross_entropy) = (found.sums.divergence, found.sums.cross_entropy);
+        let loss = (1.0 - weight) * divergence + weight * cross_entropy;
+        Some(HeadLoss {
+            sums: LossSums { loss, divergence, cross_entropy },
+            hidden_gradient: found.hidden_gradient,
+            head_gradient: found.head_gradient,
+        })
+    }
+
+    fn in_tensors(&self) -> HeadLoss {
         let device = self.hidden.device();
         let [tokens, width] = self.hidden.dims();
         let rows = self.head.dims()[0];

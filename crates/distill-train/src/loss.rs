@@ -16,6 +16,7 @@
 //! β(1−β), so that it tends to forward KL for β → 0 and to reverse KL for β → 1.
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, activation};
+use distill_ops::cpu::loss as fused;
 
 /// What the student is pulled towards.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,6 +44,34 @@ pub struct Distillation {
     pub scale_by_temperature_squared: bool,
     /// Weight w of the cross-entropy in (1 − w)·D + w·CE.
     pub cross_entropy: f64,
+}
+
+/// Options of the fused operator where there is no teacher.
+pub(crate) const CROSS_ENTROPY: fused::Options = fused::Options {
+    divergence: fused::Divergence::ForwardKl,
+    temperature: 1.0,
+    scale: 1.0,
+    cross_entropy: 1.0,
+    soft_cap: None,
+};
+
+impl Distillation {
+    /// The same for the fused operator.
+    pub(crate) fn fused(&self) -> fused::Options {
+        let divergence = match self.divergence {
+            Divergence::ForwardKl => fused::Divergence::ForwardKl,
+            Divergence::ReverseKl => fused::Divergence::ReverseKl,
+            Divergence::Jsd { beta } => fused::Divergence::Jsd { beta: beta as f32 },
+        };
+        let t = self.temperature as f32;
+        fused::Options {
+            divergence,
+            temperature: t,
+            scale: if self.scale_by_temperature_squared { t * t } else { 1.0 },
+            cross_entropy: self.cross_entropy as f32,
+            soft_cap: None,
+        }
+    }
 }
 
 /// Loss of each token, and its gradient.

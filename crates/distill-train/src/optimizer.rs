@@ -3,6 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use distill_models::LlamaForCausalLM;
 use distill_models::parameters::{self, NamedTensors};
+use distill_ops::cpu::adamw::Update;
 use distill_recipe::Train;
 
 /// AdamW with bias correction and decoupled weight decay on matrices (norms do not decay).
@@ -36,32 +37,37 @@ impl AdamW {
         }
     }
 
-    /// One update; a parameter without a gradient stays as it is.
+    /// One update from gradients times `clip`; a parameter without a gradient stays as it is.
     pub fn update(
         &mut self,
         model: LlamaForCausalLM,
         mut gradients: NamedTensors,
+        clip: f64,
         learning_rate: f64,
     ) -> LlamaForCausalLM {
         self.step += 1;
-        let correction1 = 1.0 - self.beta1.powi(self.step as i32);
-        let correction2 = 1.0 - self.beta2.powi(self.step as i32);
+        let correction = |beta: f64| 1.0 / (1.0 - beta.powi(self.step as i32));
+        let rate = learning_rate * correction(self.beta1);
+        let update = Update {
+            beta1: self.beta1 as f32,
+            beta2: self.beta2 as f32,
+            rate: rate as f32,
+            correction2: correction(self.beta2) as f32,
+            epsilon: self.epsilon as f32,
+            keep: 1.0,
+            clip: clip as f32,
+        };
         parameters::map(model, |name, dims, weight| {
-            let gradient = gradients.remove(name)?;
-            let square = gradient.clone().square();
-            let m = decay(self.exp_avg.remove(name), gradient, self.beta1);
-            let v = decay(self.exp_avg_sq.remove(name), square, self.beta2);
-            let root = v.clone().div_scalar(correction2).sqrt().add_scalar(self.epsilon);
-            let update = m.clone().mul_scalar(learning_rate / correction1) / root;
+            let Some(gradient) = gradients.remove(name) else { return weight };
+            let moment =
+                |of: &mut NamedTensors| of.remove(name).unwrap_or_else(|| gradient.zeros_like());
+            let (m, v) = (moment(&mut self.exp_avg), moment(&mut self.exp_avg_sq));
+            let decay = if dims.len() > 1 { learning_rate * self.weight_decay } else { 0.0 };
+            let update = Update { keep: (1.0 - decay) as f32, ..update };
+            let [weight, m, v] = distill_ops::adamw([weight, m, v], gradient, update);
             self.exp_avg.insert(name.to_string(), m);
             self.exp_avg_sq.insert(name.to_string(), v);
-            let decayed = dims.len() > 1 && self.weight_decay > 0.0;
-            let kept = if decayed {
-                weight.mul_scalar(1.0 - learning_rate * self.weight_decay)
-            } else {
-                weight
-            };
-            Some(kept - update)
+            weight
         })
     }
 
@@ -102,45 +108,28 @@ impl AdamW {
     }
 }
 
-fn decay(past: Option<Tensor<1>>, new: Tensor<1>, beta: f64) -> Tensor<1> {
-    let new = new.mul_scalar(1.0 - beta);
-    match past {
-        Some(past) => past.mul_scalar(beta) + new,
-        None => new,
-    }
+/// √Σg² over all parameters.
+pub fn global_norm(gradients: &NamedTensors) -> f64 {
+    gradients.values().map(distill_ops::sum_of_squares).sum::<f64>().sqrt()
 }
 
-/// √Σg² over all parameters; gradients are scaled down to `limit` if it is larger.
-/// Returns the norm before clipping.
-pub fn clip_global_norm(gradients: &mut NamedTensors, limit: f64) -> f64 {
-    let norm = gradients
-        .values()
-        .map(|g| f64::from(parameters::values(g.clone().square().sum())[0]))
-        .sum::<f64>()
-        .sqrt();
-    if norm > limit {
-        for gradient in gradients.values_mut() {
-            *gradient = gradient.clone().mul_scalar(limit / norm);
-        }
-    }
-    norm
+/// What gradients of that global norm are multiplied by so that it is at most `limit`.
+pub fn clip(norm: f64, limit: f64) -> f64 {
+    if norm > limit { limit / norm } else { 1.0 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn tensor(values: &[f32]) -> Tensor<1> {
-        Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), &Device::flex())
-    }
-
     #[test]
     fn a_norm_above_the_limit_is_scaled_to_it_over_all_parameters() {
-        let mut gradients =
+        let tensor = |values: &[f32]| {
+            Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), &Device::flex())
+        };
+        let gradients =
             NamedTensors::from([("a".into(), tensor(&[3.0])), ("b".into(), tensor(&[0.0, 4.0]))]);
-        assert_eq!(clip_global_norm(&mut gradients, 1.0), 5.0);
-        let clipped = parameters::values(gradients["b"].clone());
-        assert!((clipped[1] - 0.8).abs() < 1e-6, "{clipped:?}");
-        assert!((clip_global_norm(&mut gradients, 1.0) - 1.0).abs() < 1e-6);
+        assert_eq!(global_norm(&gradients), 5.0);
+        assert_eq!((clip(5.0, 1.0), clip(0.5, 1.0)), (0.2, 1.0));
     }
 }

@@ -34,6 +34,7 @@ mod tests {
             steps: 101,
             batch_size: 1,
             gradient_accumulation: 1,
+            activation_checkpointing: false,
             learning_rate: 1.0,
             min_learning_rate: 0.1,
             schedule,

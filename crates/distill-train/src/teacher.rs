@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use distill_data::Batch;
-use distill_models::{LlamaForCausalLM, Positions};
+use distill_models::LlamaForCausalLM;
 
 use crate::TrainError;
+use crate::backward::input_ids;
 
 /// A source of next-token distributions.
 ///
@@ -42,6 +43,11 @@ impl Dense {
         Self { hidden, head }
     }
 
+    /// Final hidden states and head.
+    pub fn parts(&self) -> (Tensor<2>, Tensor<2>) {
+        (self.hidden.clone(), self.head.clone())
+    }
+
     /// Logits of some of the tokens, `[rows, vocab]`.
     pub fn logits(&self, rows: Range<usize>) -> Tensor<2> {
         self.hidden.clone().slice([rows]).matmul(self.head.clone().transpose())
@@ -73,16 +79,7 @@ impl Teacher for LocalTeacher {
 
 /// Final hidden states of a batch, `[batch · sequence, hidden]`.
 pub fn forward(model: &LlamaForCausalLM, batch: &Batch, device: &Device) -> Tensor<2> {
-    let ids: Vec<i32> = batch.input_ids.iter().map(|&id| id as i32).collect();
-    let ids =
-        Tensor::<2, Int>::from_data(TensorData::new(ids, [batch.batch, batch.sequence]), device);
-    let positions = Positions::packed(
-        &model.config,
-        batch.batch,
-        &batch.position_ids,
-        &batch.document_ids,
-        device,
-    );
-    let hidden = model.hidden(ids, &positions, None);
+    let positions = model.config.packed(batch.batch, &batch.position_ids, &batch.document_ids);
+    let hidden = model.hidden(input_ids(batch, device), &positions);
     hidden.reshape([batch.batch * batch.sequence, model.config.hidden_size])
 }

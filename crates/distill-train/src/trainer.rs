@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use distill_data::{Batch, Cursor};
 use distill_eval::Score;
 use distill_models::parameters::{self, NamedTensors};
@@ -12,15 +12,15 @@ use distill_models::{LlamaForCausalLM, WeightGrids};
 use distill_recipe::Recipe;
 
 use crate::TrainError;
+use crate::backward::MicroBatch;
 use crate::checkpoint::{self, TrainState};
 use crate::evaluate::evaluate;
-use crate::head::{HeadInput, LossSums};
+use crate::head::LossSums;
 use crate::loss::Distillation;
 use crate::metrics::{MetricsLog, Record};
-use crate::optimizer::{AdamW, clip_global_norm};
+use crate::optimizer::{AdamW, clip, global_norm};
 use crate::prepare::Prepared;
 use crate::schedule::learning_rate;
-use crate::teacher::forward;
 
 /// Hears what the loop does; the CLI draws a bar, a test nothing.
 pub trait Observer {
@@ -132,7 +132,7 @@ impl<'a> Trainer<'a> {
             .collect();
         let valid: usize = window.iter().map(Batch::valid_tokens).sum();
         let grids = self.grids_now();
-        let live = parameters::tracked(&quantize(&self.masters, &grids));
+        let live = quantize(&self.masters, &grids);
 
         let mut gradients = NamedTensors::new();
         let mut sums = LossSums::default();
@@ -140,13 +140,17 @@ impl<'a> Trainer<'a> {
             sums += self.micro_batch(&live, batch, valid, &mut gradients)?;
         }
         straight_through(&self.masters, &grids, &mut gradients);
-        let norm = clip_global_norm(&mut gradients, train.clip_norm);
+        drop(live);
+        let norm = global_norm(&gradients);
         let mean = |sum: f64| sum / valid.max(1) as f64;
         self.refuse_non_finite("loss", mean(sums.loss))?;
         self.refuse_non_finite("gradient norm", norm)?;
 
         let rate = learning_rate(train, self.step);
-        self.masters = self.optimizer.update(self.masters.clone(), gradients, rate);
+        let clip = clip(norm, train.clip_norm);
+        parameters::replace(&mut self.masters, |masters| {
+            self.optimizer.update(masters, gradients, clip, rate)
+        });
         self.step += 1;
         let mut record = Record::new(self.step, "train").with("loss", mean(sums.loss));
         if self.distillation.is_some() {
@@ -171,24 +175,14 @@ impl<'a> Trainer<'a> {
     ) -> Result<LossSums, TrainError> {
         let teacher = self.prepared.teacher.as_deref();
         let signal = teacher.map(|teacher| teacher.signal(batch)).transpose()?;
-        let hidden = forward(live, batch, &self.device.clone().autodiff());
-        let loss = HeadInput {
-            hidden: hidden.clone().inner(),
-            head: live.head().inner(),
-            vocabulary: self.prepared.vocabulary,
+        let micro_batch = MicroBatch {
             batch,
             distillation: signal.as_ref().zip(self.distillation.as_ref()),
+            vocabulary: self.prepared.vocabulary,
             denominator: valid,
-        }
-        .loss();
-        let head =
-            if live.lm_head.is_some() { "lm_head.weight" } else { "model.embed_tokens.weight" };
-        let elements: usize = loss.head_gradient.dims().iter().product();
-        parameters::add(gradients, head.to_string(), loss.head_gradient.reshape([elements]));
-        // The gradient of this sum with respect to `hidden` is the head's.
-        let mut backward = (hidden * Tensor::from_inner(loss.hidden_gradient)).sum().backward();
-        parameters::accumulate_gradients(live, &mut backward, gradients);
-        Ok(loss.sums)
+            activation_checkpointing: self.recipe.train.activation_checkpointing,
+        };
+        Ok(micro_batch.backward(live, gradients))
     }
 
     /// The grids of the coming step: none before `quantize.start_step`.

@@ -34,9 +34,9 @@ pub fn model(config: &LlamaConfig, device: &Device) -> LlamaForCausalLM {
     parameters::map(LlamaForCausalLM::init(config, 7, device), |name, dims, tensor| {
         if dims.len() == 1 {
             let shift = name.len() as f64 / 100.0;
-            Some(tensor.add_scalar(shift))
+            tensor.add_scalar(shift)
         } else {
-            Some(tensor.mul_scalar(5.0))
+            tensor.mul_scalar(5.0)
         }
     })
 }

@@ -1,0 +1,70 @@
+//! Operators that need no graph: rounding weights, the optimiser.
+//!
+//! Rounding answers `None` where the device has no fused form of it: `distill-models` has the rule as
+//! tensor operations.
+
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
+
+use crate::cpu::adamw::{self, Update};
+use crate::cpu::rounding::{self, Grid};
+use crate::flex::{contiguous, tensor, values};
+use crate::{is_fused, plain};
+
+fn host(x: &Tensor<1>) -> Option<FlexTensor> {
+    let fused = is_fused(&x.device()) && !x.is_autodiff();
+    fused.then(|| contiguous(x.clone().try_into_primitive::<Flex>().expect("asked before")))
+}
+
+fn device(x: FlexTensor) -> Tensor<1> {
+    Tensor::from_primitive::<Flex>(x)
+}
+
+/// A flat tensor of whole blocks on a grid.
+pub fn round(grid: Grid, x: &Tensor<1>) -> Option<Tensor<1>> {
+    let x = host(x)?;
+    let mut y = vec![0.0; values(&x).len()];
+    rounding::round(grid, values(&x), &mut y);
+    Some(device(tensor(y, burn::backend::TensorMetadata::shape(&x))))
+}
+
+/// The gradient of rounded weights as that of the weights, through Q4_0: 0 where it clamps.
+pub fn straight_through_q4_0(weights: &Tensor<1>, gradient: &Tensor<1>) -> Option<Tensor<1>> {
+    let weights = host(weights)?;
+    let mut gradient = host(gradient)?;
+    rounding::straight_through_q4_0(values(&weights), gradient.storage_mut());
+    Some(device(gradient))
+}
+
+/// Adds rows `[tokens · width]` to those of a flat table that `ids` names, one after the other, in
+/// place if nobody else holds the table.
+pub fn add_rows(table: Tensor<1>, ids: &[u32], rows: Tensor<1>, width: usize) -> Tensor<1> {
+    let Some(rows) = host(&rows) else { return plain::add_rows(table, ids, rows, width) };
+    let mut table = contiguous(table.try_into_primitive::<Flex>().expect("on one device"));
+    let sums = table.storage_mut::<f32>();
+    for (&id, row) in ids.iter().zip(values(&rows).chunks_exact(width)) {
+        let sum = &mut sums[id as usize * width..][..width];
+        sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+    }
+    device(table)
+}
+
+/// Σ x².
+pub fn sum_of_squares(x: &Tensor<1>) -> f64 {
+    match host(x) {
+        Some(x) => adamw::sum_of_squares(values(&x)),
+        None => plain::sum_of_squares(x.clone()),
+    }
+}
+
+/// One AdamW update of flat tensors: weights, first and second moment, in place if nobody else
+/// holds them.
+pub fn adamw(state: [Tensor<1>; 3], gradient: Tensor<1>, by: Update) -> [Tensor<1>; 3] {
+    let Some(gradient) = host(&gradient) else { return plain::adamw(state, gradient, by) };
+    let [mut weights, mut m, mut v] =
+        state.map(|x| contiguous(x.try_into_primitive::<Flex>().expect("on one device")));
+    let all = (weights.storage_mut(), m.storage_mut(), v.storage_mut());
+    adamw::update(all.0, values(&gradient), all.1, all.2, by);
+    [weights, m, v].map(device)
+}

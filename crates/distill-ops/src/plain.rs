@@ -1,0 +1,116 @@
+//! The operators as plain tensor operations: what backends without fused ones run, and what the
+//! fused ones are tested against.
+
+use burn::tensor::{IndexingUpdateOp, Tensor, TensorData, activation};
+
+use crate::Positions;
+use crate::cpu::adamw::Update;
+use crate::cpu::attention::Shape;
+use crate::cpu::gate::Gate;
+use crate::cpu::norm::Norm;
+
+/// See [`crate::rms_norm`].
+pub fn rms_norm(x: Tensor<3>, weight: Tensor<1>, norm: Norm) -> Tensor<3> {
+    let mean_square = x.clone().square().mean_dim(2);
+    let scale = mean_square.add_scalar(norm.epsilon).sqrt().recip();
+    let weight = if norm.offset == 0.0 { weight } else { weight.add_scalar(norm.offset) };
+    x * scale * weight.unsqueeze::<3>()
+}
+
+/// See [`crate::gated`].
+pub fn gated(kind: Gate, gate: Tensor<3>, up: Tensor<3>) -> Tensor<3> {
+    let gate = match kind {
+        Gate::Silu => activation::silu(gate),
+        Gate::GeluTanh => activation::gelu_approximate(gate),
+    };
+    gate * up
+}
+
+/// See [`crate::linear`].
+pub fn linear(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
+    let [batch, tokens, input] = x.dims();
+    let out = weight.dims()[0];
+    x.reshape([batch * tokens, input]).matmul(weight.transpose()).reshape([batch, tokens, out])
+}
+
+/// See [`crate::attention`].
+pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, positions: &Positions) -> Tensor<3> {
+    attention_rounding(q, k, v, positions, |x| x)
+}
+
+/// The same with keys (rotated) and values `[batch, kv_heads, tokens, head_dim]` rounded as a cache
+/// stores them.
+pub fn attention_rounding(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    positions: &Positions,
+    round: fn(Tensor<4>) -> Tensor<4>,
+) -> Tensor<3> {
+    let Shape { batch, tokens, heads, kv_heads, head_dim } = positions.layout.shape;
+    let tensors = positions.tensors(&q.device());
+    let tracked = q.is_autodiff();
+    let own = |x: &Tensor<4>| if tracked { x.clone().autodiff() } else { x.clone() };
+    let (cos, sin) = (own(&tensors.cos), own(&tensors.sin));
+    let bias = if tracked { tensors.bias.clone().autodiff() } else { tensors.bias.clone() };
+    // [batch, tokens, n · head_dim] → [batch, n, tokens, head_dim]
+    let split = |x: Tensor<3>, n: usize| x.reshape([batch, tokens, n, head_dim]).swap_dims(1, 2);
+    let q = rotate(split(q, heads), &cos, &sin);
+    let k = round(rotate(split(k, kv_heads), &cos, &sin));
+    let v = round(split(v, kv_heads));
+    // The query heads of a group share its keys: fold them into the token dimension.
+    let group = heads / kv_heads;
+    let q = q.reshape([batch, kv_heads, group * tokens, head_dim]);
+    let scores = q.matmul(k.transpose()).mul_scalar((head_dim as f64).powf(-0.5));
+    let scores = scores.reshape([batch, kv_heads, group, tokens, tokens]);
+    let weights = activation::softmax(scores + bias, 4);
+    weights
+        .reshape([batch, kv_heads, group * tokens, tokens])
+        .matmul(v)
+        .reshape([batch, heads, tokens, head_dim])
+        .swap_dims(1, 2)
+        .reshape([batch, tokens, heads * head_dim])
+}
+
+/// Rotates the halves of `x` `[batch, heads, tokens, head_dim]` by `cos` and `sin`
+/// `[batch, 1, tokens, head_dim / 2]`.
+pub fn rotate(x: Tensor<4>, cos: &Tensor<4>, sin: &Tensor<4>) -> Tensor<4> {
+    let half = x.dims()[3] / 2;
+    let first = x.clone().narrow(3, 0, half);
+    let second = x.narrow(3, half, half);
+    Tensor::cat(
+        vec![
+            first.clone() * cos.clone() - second.clone() * sin.clone(),
+            second * cos.clone() + first * sin.clone(),
+        ],
+        3,
+    )
+}
+
+/// See [`crate::add_rows`].
+pub fn add_rows(table: Tensor<1>, ids: &[u32], rows: Tensor<1>, width: usize) -> Tensor<1> {
+    let elements = table.dims()[0];
+    let indices: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+    let indices = Tensor::from_data(TensorData::new(indices, [ids.len()]), &table.device());
+    let rows = rows.reshape([ids.len(), width]);
+    table
+        .reshape([elements / width, width])
+        .select_assign(0, indices, rows, IndexingUpdateOp::Add)
+        .reshape([elements])
+}
+
+/// See [`crate::sum_of_squares`].
+pub fn sum_of_squares(x: Tensor<1>) -> f64 {
+    f64::from(x.square().sum().into_scalar::<f32>())
+}
+
+/// See [`crate::adamw`].
+pub fn adamw([weights, m, v]: [Tensor<1>; 3], gradient: Tensor<1>, by: Update) -> [Tensor<1>; 3] {
+    let gradient = if by.clip == 1.0 { gradient } else { gradient.mul_scalar(by.clip) };
+    let square = gradient.clone().square();
+    let m = m.mul_scalar(by.beta1) + gradient.mul_scalar(1.0 - by.beta1);
+    let v = v.mul_scalar(by.beta2) + square.mul_scalar(1.0 - by.beta2);
+    let root = v.clone().mul_scalar(by.correction2).sqrt().add_scalar(by.epsilon);
+    let weights = weights.mul_scalar(by.keep) - m.clone().mul_scalar(by.rate) / root;
+    [weights, m, v]
+}

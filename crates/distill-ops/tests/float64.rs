@@ -1,0 +1,251 @@
+//! Operators on slices against float64: values, and gradients by central differences of
+//! Σ gradient · value, on shapes at and around the edges of blocks.
+
+use distill_ops::cpu::adamw::{self, Update};
+use distill_ops::cpu::attention::{self, Positions, Shape};
+use distill_ops::cpu::gate::{self, Gate};
+use distill_ops::cpu::norm::{self, Norm};
+use distill_ops::cpu::rounding::{self, Grid};
+use distill_quant::{q4_0, q8_0};
+
+fn values(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| 1.5 * next()).collect()
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// |found − want| ≤ 1e-5 |want| as norms.
+fn close(found: &[f32], want: &[f64], what: &str) {
+    assert_eq!(found.len(), want.len(), "{what}");
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    let error = norm(&mut found.iter().zip(want).map(|(f, w)| f64::from(*f) - w));
+    let size = norm(&mut want.iter().copied());
+    assert!(error <= 1e-5 * size + 1e-7, "{what}: {error} of {size}");
+}
+
+/// ∂ Σ g·f(x) / ∂x by central differences; `f` must be smooth at a scale of 1e-5.
+fn slopes(x: &[f64], g: &[f32], f: &dyn Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
+    let at = |i: usize, by: f64| -> f64 {
+        let mut x = x.to_vec();
+        x[i] += by;
+        f(&x).iter().zip(g).map(|(y, g)| y * f64::from(*g)).sum()
+    };
+    (0..x.len()).map(|i| (at(i, 1e-5) - at(i, -1e-5)) / 2e-5).collect()
+}
+
+#[test]
+fn norms() {
+    for (rows, width) in [(1, 1), (1, 16), (3, 17), (33, 24), (2, 40)] {
+        for offset in [0.0, 1.0] {
+            let norm = Norm { epsilon: 1e-5, offset };
+            let (x, w, g) = (values(rows * width, 1), values(width, 2), values(rows * width, 3));
+            let reference = |x: &[f64], w: &[f64]| -> Vec<f64> {
+                x.chunks(width)
+                    .flat_map(|x| {
+                        let mean = x.iter().map(|x| x * x).sum::<f64>() / width as f64;
+                        let s = 1.0 / (mean + f64::from(norm.epsilon)).sqrt();
+                        x.iter().zip(w).map(move |(x, w)| x * s * (w + f64::from(offset)))
+                    })
+                    .collect()
+            };
+            let (x64, w64) = (wide(&x), wide(&w));
+            let what = format!("{rows} × {width}, offset {offset}");
+            let mut y = vec![7.0; x.len()];
+            norm::forward(&x, &w, norm, &mut y);
+            close(&y, &reference(&x64, &w64), &what);
+            let (mut dx, mut dw) = (vec![7.0; x.len()], vec![7.0; width]);
+            norm::backward(&x, &w, norm, &g, &mut dx, &mut dw);
+            close(&dx, &slopes(&x64, &g, &|x| reference(x, &w64)), &format!("∂x, {what}"));
+            close(&dw, &slopes(&w64, &g, &|w| reference(&x64, w)), &format!("∂w, {what}"));
+        }
+    }
+}
+
+#[test]
+fn gates() {
+    for kind in [Gate::Silu, Gate::GeluTanh] {
+        for n in [1, 15, 16, 33, 100] {
+            let (gate, up, g) = (values(n, 4), values(n, 5), values(n, 6));
+            let gate: Vec<f32> = gate.iter().map(|x| 4.0 * x).collect();
+            let reference = |gate: &[f64], up: &[f64]| -> Vec<f64> {
+                let value = |x: f64| match kind {
+                    Gate::Silu => x / (1.0 + (-x).exp()),
+                    Gate::GeluTanh => {
+                        let inner =
+                            (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+                        0.5 * x * (1.0 + inner.tanh())
+                    }
+                };
+                gate.iter().zip(up).map(|(g, u)| value(*g) * u).collect()
+            };
+            let (gate64, up64) = (wide(&gate), wide(&up));
+            let mut y = vec![7.0; n];
+            gate::forward(kind, &gate, &up, &mut y);
+            close(&y, &reference(&gate64, &up64), &format!("{kind:?} {n}"));
+            let (mut dgate, mut dup) = (vec![7.0; n], vec![7.0; n]);
+            gate::backward(kind, &gate, &up, &g, &mut dgate, &mut dup);
+            close(&dgate, &slopes(&gate64, &g, &|x| reference(x, &up64)), &format!("{kind:?} {n}"));
+            close(&dup, &slopes(&up64, &g, &|x| reference(&gate64, x)), &format!("{kind:?} {n}"));
+        }
+    }
+}
+
+/// Attention in float64, by the definition.
+fn attention_reference(
+    [q, k, v]: [&[f64]; 3],
+    angles: &[f64],
+    first: &[usize],
+    shape: Shape,
+) -> Vec<f64> {
+    let Shape { batch, tokens, heads, kv_heads, head_dim } = shape;
+    let half = head_dim / 2;
+    let element = |x: &[f64], n: usize, token: usize, head: usize, rotate: bool| -> Vec<f64> {
+        let x = &x[(token * n + head) * head_dim..][..head_dim];
+        (0..head_dim)
+            .map(|d| {
+                if !rotate {
+                    return x[d];
+                }
+                let angle = angles[token * half + d % half];
+                let other = if d < half { -x[d + half] } else { x[d - half] };
+                x[d] * angle.cos() + other * angle.sin()
+            })
+            .collect()
+    };
+    let mut out = vec![0.0; q.len()];
+    for b in 0..batch {
+        for t in 0..tokens {
+            for h in 0..heads {
+                let kv = h * kv_heads / heads;
+                let token = b * tokens + t;
+                let query = element(q, heads, token, h, true);
+                let seen: Vec<usize> = (first[token]..=t).map(|t| b * tokens + t).collect();
+                let scores: Vec<f64> = seen
+                    .iter()
+                    .map(|&s| {
+                        let key = element(k, kv_heads, s, kv, true);
+                        let dot: f64 = query.iter().zip(key).map(|(q, k)| q * k).sum();
+                        (dot / (head_dim as f64).sqrt()).exp()
+                    })
+                    .collect();
+                let total: f64 = scores.iter().sum();
+                let y = &mut out[(token * heads + h) * head_dim..][..head_dim];
+                for (&s, score) in seen.iter().zip(&scores) {
+                    let value = element(v, kv_heads, s, kv, false);
+                    y.iter_mut().zip(value).for_each(|(y, v)| *y += score / total * v);
+                }
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn attention_of_packed_documents() {
+    let shapes = [
+        // One token; edges of the block of 64 queries; groups of 1, 2, 3 heads.
+        (Shape { batch: 1, tokens: 1, heads: 1, kv_heads: 1, head_dim: 2 }, 1),
+        (Shape { batch: 2, tokens: 7, heads: 3, kv_heads: 1, head_dim: 4 }, 3),
+        (Shape { batch: 1, tokens: 65, heads: 2, kv_heads: 2, head_dim: 2 }, 65),
+        (Shape { batch: 1, tokens: 70, heads: 2, kv_heads: 1, head_dim: 2 }, 17),
+        (Shape { batch: 2, tokens: 64, heads: 2, kv_heads: 1, head_dim: 2 }, 1),
+    ];
+    for (shape, document) in shapes {
+        let Shape { batch, tokens, heads, kv_heads, head_dim } = shape;
+        let (queries, keys) =
+            (batch * tokens * heads * head_dim, batch * tokens * kv_heads * head_dim);
+        let (q, k, v, g) =
+            (values(queries, 7), values(keys, 8), values(keys, 9), values(queries, 10));
+        // Documents of that length, positions counted from their beginnings.
+        let first: Vec<usize> =
+            (0..batch * tokens).map(|i| i % tokens / document * document).collect();
+        let angles: Vec<f64> = (0..batch * tokens)
+            .flat_map(|i| {
+                (0..head_dim / 2).map(move |d| (i % tokens % document) as f64 / (1.0 + d as f64))
+            })
+            .collect();
+        let angles: Vec<f64> = angles.iter().map(|a| f64::from(*a as f32)).collect();
+        let (sin, cos): (Vec<f32>, Vec<f32>) =
+            angles.iter().map(|a| (a.sin() as f32, a.cos() as f32)).unzip();
+        let positions = Positions { cos: &cos, sin: &sin, first: &first };
+        let (y, saved) = attention::forward(&q, &k, &v, positions, shape);
+        let (q64, k64, v64) = (wide(&q), wide(&k), wide(&v));
+        let reference = |q: &[f64], k: &[f64], v: &[f64]| {
+            attention_reference([q, k, v], &angles, &first, shape)
+        };
+        close(&y, &reference(&q64, &k64, &v64), &format!("{shape:?}"));
+        let [dq, dk, dv] = attention::backward(&saved, &y, &g, positions, shape);
+        close(&dq, &slopes(&q64, &g, &|q| reference(q, &k64, &v64)), &format!("∂q {shape:?}"));
+        close(&dk, &slopes(&k64, &g, &|k| reference(&q64, k, &v64)), &format!("∂k {shape:?}"));
+        close(&dv, &slopes(&v64, &g, &|v| reference(&q64, &k64, v)), &format!("∂v {shape:?}"));
+    }
+}
+
+#[test]
+fn adamw() {
+    for n in [1, 16, 1 << 14, (1 << 14) + 5] {
+        let (w, g) = (values(n, 11), values(n, 12));
+        let (m, v) = (values(n, 13), values(n, 14).iter().map(|v| v * v).collect::<Vec<f32>>());
+        let by = Update {
+            beta1: 0.9,
+            beta2: 0.999,
+            rate: 1e-2,
+            correction2: 1.7,
+            epsilon: 1e-8,
+            keep: 0.99,
+            clip: 0.5,
+        };
+        let (mut w32, mut m32, mut v32) = (w.clone(), m.clone(), v.clone());
+        adamw::update(&mut w32, &g, &mut m32, &mut v32, by);
+        let [beta1, beta2] = [by.beta1, by.beta2].map(f64::from);
+        let half: Vec<f64> = g.iter().map(|g| 0.5 * f64::from(*g)).collect();
+        let m: Vec<f64> =
+            m.iter().zip(&half).map(|(m, g)| beta1 * f64::from(*m) + (1.0 - beta1) * g).collect();
+        let v: Vec<f64> = v
+            .iter()
+            .zip(&half)
+            .map(|(v, g)| beta2 * f64::from(*v) + (1.0 - beta2) * g * g)
+            .collect();
+        let w: Vec<f64> = w
+            .iter()
+            .zip(m.iter().zip(&v))
+            .map(|(w, (m, v))| f64::from(*w) * 0.99 - 1e-2 * m / ((v * 1.7).sqrt() + 1e-8))
+            .collect();
+        close(&w32, &w, "weights");
+        close(&m32, &m, "m");
+        close(&v32, &v, "v");
+        let squares: f64 = g.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
+        assert!((adamw::sum_of_squares(&g) - squares).abs() < 1e-6 * squares);
+    }
+}
+
+#[test]
+fn rounding_is_that_of_the_scalar_rule() {
+    for n in [32, 1 << 14, (1 << 14) + 64] {
+        let x = values(n, 15);
+        let (mut found, mut want) = (vec![7.0; n], vec![7.0; n]);
+        for (grid, rule) in [
+            (Grid::Q4_0, q4_0::fake_quantize as fn(&[f32], &mut [f32])),
+            (Grid::Q8_0, q8_0::fake_quantize),
+            (Grid::Q8_0Activations, q8_0::fake_quantize_activation),
+        ] {
+            rounding::round(grid, &x, &mut found);
+            rule(&x, &mut want);
+            assert_eq!(found, want);
+        }
+        let mut gradient = values(n, 16);
+        let mut mask = vec![0.0; n];
+        q4_0::straight_through_mask(&x, &mut mask);
+        let want: Vec<f32> = gradient.iter().zip(mask).map(|(g, m)| g * m).collect();
+        rounding::straight_through_q4_0(&x, &mut gradient);
+        assert_eq!(gradient, want);
+    }
+}

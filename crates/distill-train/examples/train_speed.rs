@@ -1,0 +1,149 @@
+//! Seconds of a training step on random weights and tokens, as JSON:
+//! `train_speed LOSS BATCH TOKENS STEPS [GRID [checkpointing]]`, with LOSS `cross_entropy`, `forward_kl` or `jsd` (a
+//! teacher of the same size) and GRID `float`, `q4_0` or `q4_0_q8_0` (activations too). The shape is SmolLM2-135M's.
+
+use std::time::Instant;
+
+use distill_data::Batch;
+use distill_models::parameters::{self, NamedTensors};
+use distill_models::quantized::{quantize, straight_through};
+use distill_models::{
+    ActivationGrid, Backend, LlamaConfig, LlamaForCausalLM, WeightGrid, WeightGrids,
+};
+use distill_recipe::{Schedule, Train};
+use distill_train::backward::MicroBatch;
+use distill_train::loss::{Distillation, Divergence};
+use distill_train::optimizer::{AdamW, clip, global_norm};
+use distill_train::teacher::{LocalTeacher, Teacher};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [loss, rest @ ..] = &arguments[..] else { return Err("which loss?".into()) };
+    let number = |i: usize, default| rest.get(i).map_or(Ok(default), |text| text.parse());
+    let (sequences, tokens, steps) = (number(0, 1)?, number(1, 512)?, number(2, 5)?);
+    let grids = match rest.get(3).map(String::as_str) {
+        None | Some("float") => WeightGrids::default(),
+        Some("q4_0") => quantized(ActivationGrid::Float),
+        Some("q4_0_q8_0") => quantized(ActivationGrid::Q8_0),
+        Some(_) => return Err("expected float, q4_0 or q4_0_q8_0".into()),
+    };
+    let activation_checkpointing = rest.get(4).is_some_and(|text| text == "checkpointing");
+    let device = Backend::Flex.device()?;
+    let config = smollm2();
+    let distillation = match loss.as_str() {
+        "cross_entropy" => None,
+        "forward_kl" => Some(Divergence::ForwardKl),
+        "jsd" => Some(Divergence::Jsd { beta: 0.5 }),
+        _ => return Err("expected cross_entropy, forward_kl or jsd".into()),
+    }
+    .map(|divergence| Distillation {
+        divergence,
+        temperature: 1.0,
+        scale_by_temperature_squared: true,
+        cross_entropy: 0.0,
+    });
+    let teacher = distillation.map(|_| {
+        let model = LlamaForCausalLM::init(&config, 2, &device);
+        LocalTeacher::new(model, config.vocab_size, device.clone())
+    });
+    let mut masters = LlamaForCausalLM::init(&config, 1, &device);
+    let mut optimizer = AdamW::new(&train());
+    let batch = batch(sequences, tokens, config.vocab_size);
+    let mut seconds = Vec::new();
+    let mut last = 0.0;
+    for _ in 0..steps {
+        let begin = Instant::now();
+        let live = quantize(&masters, &grids);
+        let signal = teacher.as_ref().map(|teacher| teacher.signal(&batch)).transpose()?;
+        let mut gradients = NamedTensors::new();
+        let valid = batch.valid_tokens();
+        let micro_batch = MicroBatch {
+            batch: &batch,
+            distillation: signal.as_ref().zip(distillation.as_ref()),
+            vocabulary: config.vocab_size,
+            denominator: valid,
+            activation_checkpointing,
+        };
+        let sums = micro_batch.backward(&live, &mut gradients);
+        last = sums.loss / valid as f64;
+        straight_through(&masters, &grids, &mut gradients);
+        drop(live);
+        let clip = clip(global_norm(&gradients), 1.0);
+        parameters::replace(&mut masters, |masters| {
+            optimizer.update(masters, gradients, clip, 1e-4)
+        });
+        seconds.push(begin.elapsed().as_secs_f64());
+    }
+    println!(
+        "{{\"seconds\": {seconds:?}, \"tokens\": {}, \"loss\": {last}, \"peak_bytes\": {}}}",
+        sequences * tokens,
+        peak_bytes()?
+    );
+    Ok(())
+}
+
+fn quantized(activations: ActivationGrid) -> WeightGrids {
+    WeightGrids { linears: WeightGrid::Q4_0, embeddings: WeightGrid::Q8_0, activations }
+}
+
+fn smollm2() -> LlamaConfig {
+    LlamaConfig {
+        vocab_size: 49_152,
+        hidden_size: 576,
+        intermediate_size: 1536,
+        num_hidden_layers: 30,
+        num_attention_heads: 9,
+        num_key_value_heads: 3,
+        head_dim: 64,
+        rope_theta: 10_000.0,
+        rope_scaling: None,
+        rms_norm_eps: 1e-5,
+        max_position_embeddings: 2048,
+        tie_word_embeddings: true,
+        bos_token_id: None,
+        eos_token_id: None,
+    }
+}
+
+fn train() -> Train {
+    Train {
+        steps: 1,
+        batch_size: 1,
+        gradient_accumulation: 1,
+        learning_rate: 1e-4,
+        min_learning_rate: 1e-5,
+        schedule: Schedule::Cosine,
+        warmup_steps: 0,
+        weight_decay: 0.1,
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        clip_norm: 1.0,
+        activation_checkpointing: false,
+        eval_every: 1,
+        checkpoint_every: 1,
+        keep_checkpoints: 1,
+    }
+}
+
+fn batch(sequences: usize, tokens: usize, vocabulary: usize) -> Batch {
+    let count = sequences * tokens;
+    let id = |i: usize| (i * 7919 % vocabulary) as u32;
+    Batch {
+        batch: sequences,
+        sequence: tokens,
+        input_ids: (0..count).map(id).collect(),
+        labels: (0..count).map(|i| id(i + 1)).collect(),
+        loss_mask: vec![true; count],
+        document_ids: vec![0; count],
+        position_ids: (0..count).map(|i| (i % tokens) as u32).collect(),
+    }
+}
+
+/// The most memory that this process had at a time.
+fn peak_bytes() -> Result<u64, Box<dyn std::error::Error>> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).ok_or("no VmHWM")?;
+    let kib: u64 = line.split_whitespace().nth(1).ok_or("no number")?.parse()?;
+    Ok(1024 * kib)
+}

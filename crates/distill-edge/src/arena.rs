@@ -28,16 +28,25 @@ enum Memory {
     Map(MmapMut),
 }
 
+/// The pages that memory is asked for in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pages {
+    /// For what is walked through from end to end.
+    Large,
+    /// For what is touched here and there.
+    Small,
+}
+
 /// The allocation was refused.
 #[derive(Debug)]
 pub(crate) struct Refused;
 
 impl Arena {
     /// Zeroed bytes.
-    pub fn new(bytes: usize) -> Result<Self, Refused> {
+    pub fn new(bytes: usize, pages: Pages) -> Result<Self, Refused> {
         let align = if bytes < PAGE { LINE } else { PAGE };
         let room = bytes.checked_add(align).filter(|&n| n <= isize::MAX as usize).ok_or(Refused)?;
-        let memory = if bytes < PAGE { Memory::heap(room)? } else { Memory::map(room)? };
+        let memory = if bytes < PAGE { Memory::heap(room)? } else { Memory::map(room, pages)? };
         let first = memory.bytes().as_ptr().addr();
         let start = first.next_multiple_of(align) - first;
         Ok(Self { memory, range: start..start + bytes })
@@ -64,10 +73,10 @@ impl Memory {
         Ok(Self::Heap(bytes))
     }
 
-    fn map(room: usize) -> Result<Self, Refused> {
+    fn map(room: usize, pages: Pages) -> Result<Self, Refused> {
         let map = MmapMut::map_anon(room).map_err(|_| Refused)?;
         #[cfg(all(target_os = "linux", not(miri)))]
-        {
+        if pages == Pages::Large {
             // A system without large pages refuses, and all goes on with small ones.
             let _ = map.advise(memmap2::Advice::HugePage);
         }
@@ -89,7 +98,7 @@ mod tests {
     #[test]
     fn bytes_are_zeros_that_begin_on_a_line_or_on_a_page() {
         for (bytes, align) in [(0, LINE), (1, LINE), (PAGE - 1, LINE), (PAGE, PAGE)] {
-            let mut arena = Arena::new(bytes).unwrap();
+            let mut arena = Arena::new(bytes, Pages::Large).unwrap();
             assert_eq!(arena.bytes().len(), bytes);
             assert!(arena.bytes().as_ptr().addr().is_multiple_of(align), "{bytes}");
             if let [first, .., last] = arena.bytes_mut() {
@@ -102,7 +111,7 @@ mod tests {
     #[test]
     fn more_than_an_address_can_reach_is_refused() {
         for bytes in [usize::MAX, isize::MAX as usize] {
-            assert!(Arena::new(bytes).is_err());
+            assert!(Arena::new(bytes, Pages::Large).is_err());
         }
     }
 }

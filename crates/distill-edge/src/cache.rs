@@ -23,6 +23,7 @@ use distill_quant::f16;
 use distill_quant::q8_0::BlockQ8_0;
 
 use crate::EdgeError;
+use crate::arena::Pages;
 use crate::config::Config;
 use crate::kernels::{BLOCK, Block, CHUNK, Cached, Element, Kernels, POSITIONS, Queries};
 use crate::shared::{Shared, Zero};
@@ -143,10 +144,12 @@ impl Cache {
         let bytes = usize::try_from(Self::bytes(config, context, kv)).unwrap_or(usize::MAX);
         let refused = |_| EdgeError::Memory { context, bytes };
         let elements = bytes / kv.bytes();
+        // A context of less than a chunk leaves gaps, which large pages would fill.
+        let pages = if context <= CHUNK { Pages::Small } else { Pages::Large };
         let store = match kv {
-            KvType::F32 => Store::F32(Shared::zeroed(elements).map_err(refused)?),
-            KvType::F16 => Store::F16(Shared::zeroed(elements).map_err(refused)?),
-            KvType::Q8_0 => Store::Q8_0(Shared::zeroed(elements).map_err(refused)?),
+            KvType::F32 => Store::F32(Shared::zeroed(elements, pages).map_err(refused)?),
+            KvType::F16 => Store::F16(Shared::zeroed(elements, pages).map_err(refused)?),
+            KvType::Q8_0 => Store::Q8_0(Shared::zeroed(elements, pages).map_err(refused)?),
         };
         Ok(Self { store, layers, kv_heads, head_dim, record: kv.record(head_dim) })
     }

@@ -450,6 +450,8 @@ impl Pass<'_, '_> {
         let columns = input.columns(&self.model.config);
         let (count, integer) = (tokens.len(), self.model.activations == Activations::Q8_0);
         let inputs = if count == 1 { &self.scratch.inputs } else { &self.board.inputs };
+        // Where nobody reads the values but to quantise them, they need not leave the nearest cache.
+        let keep = !integer || self.model.has_float_linears;
         // Whole tiles of tokens, whose blocks lie side by side.
         let width = Codes::width(count);
         let tile = width * columns / BLOCK;
@@ -457,7 +459,12 @@ impl Pass<'_, '_> {
         for t in mine.start * width..count.min(mine.end * width) {
             // SAFETY: this thread's tokens (or its own inputs); the last readers stood before an
             // earlier barrier.
-            let values = unsafe { inputs.values.write(t * columns..(t + 1) * columns) };
+            let values = unsafe {
+                match keep {
+                    true => inputs.values.write(t * columns..(t + 1) * columns),
+                    false => self.scratch.inputs.values.write(0..columns),
+                }
+            };
             fill(t, values);
             if !integer {
                 continue;

@@ -11,7 +11,7 @@ use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::ptr::NonNull;
 
-use crate::arena::{Arena, Refused};
+use crate::arena::{Arena, Pages, Refused};
 
 /// A buffer of fixed length.
 #[derive(Debug)]
@@ -52,11 +52,11 @@ impl<T> Shared<T> {
     }
 
     /// Zeros in large pages.
-    pub fn zeroed(len: usize) -> Result<Self, Refused>
+    pub fn zeroed(len: usize, pages: Pages) -> Result<Self, Refused>
     where
         T: Zero,
     {
-        let mut bytes = Arena::new(len.checked_mul(size_of::<T>()).ok_or(Refused)?)?;
+        let mut bytes = Arena::new(len.checked_mul(size_of::<T>()).ok_or(Refused)?, pages)?;
         // An arena begins on a page, which aligns any number.
         let first = NonNull::from(bytes.bytes_mut()).cast();
         Ok(Self { first, len, _owner: Owner::Arena { _bytes: bytes } })

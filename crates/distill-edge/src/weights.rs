@@ -7,7 +7,7 @@ use std::path::Path;
 use distill_gguf::{GgmlType, GgufFile};
 
 use crate::EdgeError;
-use crate::arena::Arena;
+use crate::arena::{Arena, Pages};
 use crate::config::Config;
 use distill_quant::packed::{Packed, ROWS};
 
@@ -252,9 +252,8 @@ impl Loader<'_> {
     /// The arena has at most 16 times the bytes of the file: tensors do not overlap, and the last
     /// group of a matrix, possibly its only one, is filled up to 16 rows.
     fn pack(&self, threads: usize) -> Result<Arena, EdgeError> {
-        let mut arena = Arena::new(self.packed).map_err(|_| EdgeError::WeightMemory {
-            file: self.path.to_owned(),
-            bytes: self.packed,
+        let mut arena = Arena::new(self.packed, Pages::Large).map_err(|_| {
+            EdgeError::WeightMemory { file: self.path.to_owned(), bytes: self.packed }
         })?;
         let threads = threads.clamp(1, self.packings.len().max(1));
         let mut shares: Vec<Vec<(&Packing, &mut [u8])>> =

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use crate::Model;
-use crate::arena::{Arena, Refused};
+use crate::arena::{Arena, Pages, Refused};
 
 /// Measured runs; the fastest counts, since a limit is what was reached once.
 const RUNS: usize = 5;
@@ -17,7 +17,7 @@ pub fn bandwidth_gbps(threads: usize, bytes: usize, model: &Model) -> f64 {
     let part = (bytes / threads).next_multiple_of(128);
     let arenas: Result<Vec<Arena>, _> = (0..threads)
         .map(|_| {
-            let mut arena = Arena::new(part)?;
+            let mut arena = Arena::new(part, Pages::Large)?;
             // Pages that were never written are all one page.
             arena.bytes_mut().fill(1);
             Ok::<Arena, Refused>(arena)

@@ -259,36 +259,40 @@ fn mix<const Q: usize, T: Load>(
     head_dim: usize,
     mixed: &mut [f32],
 ) {
-    let (record, elements) = (T::record(head_dim), head_dim * POSITIONS);
+    let weights: &[[f32; CHUNK]; Q] = weights.first_chunk().expect("a row of weights a query");
+    // Positions that are taken in one loop: with scales those of a record.
+    let (group, record) = match T::SCALED {
+        true => (POSITIONS, T::record(head_dim)),
+        false => (CHUNK, CHUNK * head_dim),
+    };
     let mut from = 0;
     while from < head_dim {
         // The last vectors may overlap those before: the same sums once more.
         let start = from.min(head_dim - 2 * LANES);
         let mut acc = [[zero(); 2]; Q];
-        for (g, values) in values.chunks(record).enumerate().take(positions.div_ceil(POSITIONS)) {
-            // What sixteen positions' elements are multiplied by: the weights themselves, or the
-            // weights times scales.
+        for (g, values) in values.chunks(record).enumerate().take(positions.div_ceil(group)) {
+            // The weights times the scales of the block of 32 elements.
             let mut scaled = [[0.0; POSITIONS]; Q];
-            let mut factors: [&[f32; POSITIONS]; Q] =
-                std::array::from_fn(|q| &weights[q].as_chunks().0[g]);
             if T::SCALED {
-                let all_scales = values[elements..].as_chunks::<{ 4 * LANES }>().0;
+                let all_scales = values[group * head_dim..].as_chunks::<{ 4 * LANES }>().0;
                 let scale = scales(&all_scales[start / BLOCK]);
                 for q in 0..Q {
-                    let weights = load(factors[q]);
+                    let weights = load(&weights[q].as_chunks().0[g]);
                     let times = |i: usize| -> Eight {
                         std::array::from_fn(|j| vmulq_f32(weights[i][j], scale[i][j]))
                     };
                     store([times(0), times(1)], &mut scaled[q]);
                 }
-                factors = scaled.each_ref();
             }
-            let values = values[..elements.min(values.len())].chunks_exact(head_dim);
-            let left = POSITIONS.min(positions - g * POSITIONS);
-            for (p, values) in values.enumerate().take(left) {
+            let values = values.chunks_exact(head_dim);
+            for (p, values) in values.enumerate().take(group.min(positions - g * group)) {
                 let values = load(values[start..].first_chunk().expect("inside the head"));
                 for q in 0..Q {
-                    acc[q] = add_scaled(acc[q], values, factors[q][p % POSITIONS]);
+                    let factor = match T::SCALED {
+                        true => scaled[q][p % POSITIONS],
+                        false => weights[q][p % CHUNK],
+                    };
+                    acc[q] = add_scaled(acc[q], values, factor);
                 }
             }
         }

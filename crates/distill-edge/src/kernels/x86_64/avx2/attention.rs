@@ -250,42 +250,45 @@ fn mix<const Q: usize, T: Load>(
     // What follows in memory are the keys of the next head; what is here already costs nothing.
     let ends = values.as_ptr_range();
     let mut next = if first { ends.end } else { ends.start }.cast::<i8>();
-    let (record, elements) = (T::record(head_dim), head_dim * POSITIONS);
+    let weights: &[[f32; CHUNK]; Q] = weights.first_chunk().expect("a row of weights a query");
+    // Positions that are taken in one loop: with scales those of a record.
+    let (group, record) = match T::SCALED {
+        true => (POSITIONS, T::record(head_dim)),
+        false => (CHUNK, CHUNK * head_dim),
+    };
     let mut from = 0;
     while from < head_dim {
         // The last vectors may overlap those before: the same sums once more.
         let start = from.min(head_dim - 2 * LANES);
         let mut acc = [[_mm256_setzero_ps(); 2]; Q];
-        for (g, values) in values.chunks(record).enumerate().take(positions.div_ceil(POSITIONS)) {
-            // What sixteen positions' elements are multiplied by: the weights themselves, or the
-            // weights times scales.
+        for (g, values) in values.chunks(record).enumerate().take(positions.div_ceil(group)) {
+            // The weights times the scales of the block of 32 elements.
             let mut scaled = [[0.0; POSITIONS]; Q];
-            let mut factors: [&[f32; POSITIONS]; Q] =
-                std::array::from_fn(|q| &weights[q].as_chunks().0[g]);
             if T::SCALED {
-                let scales = &values[elements + start / BLOCK * 2 * POSITIONS..];
+                let scales = &values[group * head_dim + start / BLOCK * 2 * POSITIONS..];
                 let scales = &scales.as_chunks::<{ 2 * LANES }>().0[..2];
                 // SAFETY: this function has the features that the loads need.
                 let scales = unsafe { [T::scales(&scales[0]), T::scales(&scales[1])] };
                 for q in 0..Q {
-                    let weights = factors[q].as_chunks::<LANES>().0;
+                    let weights = &weights[q].as_chunks::<LANES>().0[2 * g..2 * g + 2];
                     let out = scaled[q].as_chunks_mut::<LANES>().0;
                     for i in 0..2 {
                         store_f32(_mm256_mul_ps(load_f32(&weights[i]), scales[i]), &mut out[i]);
                     }
                 }
-                factors = scaled.each_ref();
             }
-            let values = values[..elements.min(values.len())].chunks_exact(head_dim);
-            let left = POSITIONS.min(positions - g * POSITIONS);
-            for (p, values) in values.enumerate().take(left) {
+            let values = values.chunks_exact(head_dim);
+            for (p, values) in values.enumerate().take(group.min(positions - g * group)) {
                 _mm_prefetch::<_MM_HINT_T1>(next);
                 next = next.wrapping_add(2 * LANES);
                 let values = values[start..start + 2 * LANES].as_chunks::<LANES>().0;
                 // SAFETY: this function has the features that the load needs.
                 let values = unsafe { [T::load(&values[0]), T::load(&values[1])] };
                 for q in 0..Q {
-                    let factor = _mm256_set1_ps(factors[q][p % POSITIONS]);
+                    let factor = _mm256_set1_ps(match T::SCALED {
+                        true => scaled[q][p % POSITIONS],
+                        false => weights[q][p % CHUNK],
+                    });
                     acc[q][0] = _mm256_fmadd_ps(factor, values[0], acc[q][0]);
                     acc[q][1] = _mm256_fmadd_ps(factor, values[1], acc[q][1]);
                 }

@@ -165,8 +165,7 @@ fn scores<const Q: usize, T: Load>(
     let mut acc = [[_mm512_setzero_ps(); 2]; Q];
     if T::SCALED {
         let scales = records.map(|record| record[elements..].as_chunks::<{ 2 * WIDE }>().0);
-        for n in 0..head_dim / BLOCK {
-            let from = n * BLOCK;
+        for (n, from) in (0..head_dim).step_by(BLOCK).enumerate() {
             let blocks = blocks.map(|block| &block[from..from + BLOCK]);
             let ahead = ahead.map(|ahead| ahead.wrapping_add(from * T::STRIDE));
             let sums = products::<Q, T>(&queries[from..], head_dim, blocks, ahead);
@@ -204,6 +203,7 @@ fn products<const Q: usize, T: Load>(
     let blocks = blocks.map(|block| &block[..count]);
     assert!(count <= head_dim && queries.len() >= (Q - 1) * head_dim + count);
     let mut acc = [[_mm512_setzero_ps(); 2]; Q];
+    #[expect(clippy::needless_range_loop, reason = "d also counts the elements of the queries")]
     for d in 0..count {
         // Not for many queries, of which another tile has mostly been here.
         if Q < MANY {
@@ -272,32 +272,32 @@ fn mix<const Q: usize, const N: usize, T: Load>(
     let head_dim = mixed.len() / Q;
     let weights: &[[f32; CHUNK]; Q] = weights.first_chunk().expect("a row of weights a query");
     let mut acc = [[_mm512_setzero_ps(); N]; Q];
-    let (record, elements) = (T::record(head_dim), head_dim * WIDE);
+    // Positions that are taken in one loop: with scales those of a record.
+    let (group, record) = match T::SCALED {
+        true => (WIDE, T::record(head_dim)),
+        false => (CHUNK, CHUNK * head_dim),
+    };
     // What follows in memory are the keys of the next head.
     let next = values.as_ptr_range().end.cast::<i8>();
-    for (g, values) in values.chunks(record).enumerate().take(CHUNK / WIDE) {
-        // What sixteen positions' elements are multiplied by, for each block of 32 elements: the
-        // weights themselves, or the weights times scales.
+    for (g, values) in values.chunks(record).enumerate().take(CHUNK / group) {
+        // The weights times the scales of each block of 32 elements.
         let mut scaled = [[[0.0; WIDE]; Q]; N];
-        let mut factors: [[&[f32; WIDE]; Q]; N] =
-            [weights.each_ref().map(|weights| &weights.as_chunks().0[g]); N];
         if T::SCALED {
-            let scales = values[elements..].as_chunks::<{ 2 * WIDE }>().0;
+            let scales = values[group * head_dim..].as_chunks::<{ 2 * WIDE }>().0;
             for (n, scaled) in scaled.iter_mut().enumerate().take(N.div_ceil(2)) {
                 // SAFETY: this function has the features that the loads need.
-                unsafe {
-                    let scale = T::scales(&scales[from / BLOCK + n]);
-                    for q in 0..Q {
-                        store(_mm512_mul_ps(f32::load(factors[n][q]), scale), &mut scaled[q]);
-                    }
+                let scale = unsafe { T::scales(&scales[from / BLOCK + n]) };
+                for q in 0..Q {
+                    // SAFETY: likewise.
+                    let weights = unsafe { f32::load(&weights[q].as_chunks().0[g]) };
+                    store(_mm512_mul_ps(weights, scale), &mut scaled[q]);
                 }
             }
-            factors = std::array::from_fn(|i| scaled[i / 2].each_ref());
         }
-        let values = values[..elements.min(values.len())].chunks_exact(head_dim);
-        for (p, values) in values.enumerate().take(WIDE.min(positions - g * WIDE)) {
+        let values = values.chunks_exact(head_dim);
+        for (p, values) in values.enumerate().take(group.min(positions - g * group)) {
             if Q < MANY {
-                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * (g * WIDE + p)));
+                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * (g * group + p)));
             }
             let chunks = values[from..from + N * WIDE].as_chunks::<WIDE>().0;
             let mut values = [_mm512_setzero_ps(); N];
@@ -307,8 +307,11 @@ fn mix<const Q: usize, const N: usize, T: Load>(
             }
             for q in 0..Q {
                 for i in 0..N {
-                    let factor = _mm512_set1_ps(factors[i][q][p % WIDE]);
-                    acc[q][i] = _mm512_fmadd_ps(factor, values[i], acc[q][i]);
+                    let factor = match T::SCALED {
+                        true => scaled[i / 2][q][p % WIDE],
+                        false => weights[q][p % CHUNK],
+                    };
+                    acc[q][i] = _mm512_fmadd_ps(_mm512_set1_ps(factor), values[i], acc[q][i]);
                 }
             }
         }

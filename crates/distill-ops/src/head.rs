@@ -43,10 +43,10 @@ pub struct HeadInput<'a> {
 }
 
 impl HeadInput<'_> {
-    /// Loss and gradients, or the input back if its device has no fused operators.
-    pub fn loss(self) -> Result<HeadLoss, Self> {
+    /// Loss and gradients; `None` where the device has no fused operators.
+    pub fn loss(self) -> Option<HeadLoss> {
         if !is_fused(&self.hidden.device()) {
-            return Err(self);
+            return None;
         }
         let [tokens, width] = self.hidden.dims();
         let rows = self.head.dims()[0];
@@ -94,7 +94,7 @@ impl HeadInput<'_> {
             multiply(slopes, head, 1.0, Output::Replace, out, Threads::All);
             multiply(slopes.transposed(), x, 1.0, Output::Add, &mut head_gradient, Threads::All);
         }
-        Ok(HeadLoss {
+        Some(HeadLoss {
             sums,
             hidden_gradient: device(hidden_gradient, [tokens, width]),
             head_gradient: device(head_gradient, [rows, width]),

@@ -80,7 +80,7 @@ impl HeadInput<'_> {
             shares: &shares,
             options: self.distillation.map_or(CROSS_ENTROPY, |(_, options)| options.fused()),
         };
-        let found = input.loss().ok()?;
+        let found = input.loss()?;
         let (divergence, cross_entropy) = (found.sums.divergence, found.sums.cross_entropy);
         let loss = (1.0 - weight) * divergence + weight * cross_entropy;
         Some(HeadLoss {

@@ -27,7 +27,7 @@ impl Gate {
             }
             Self::GeluTanh => {
                 // ½(1 + tanh v) = λ(2v).
-                const TWICE: f32 = 1.595_769_1;
+                const TWICE: f32 = 1.595_769;
                 const CUBE: f32 = 0.044_715;
                 let u = TWICE * x * (CUBE * x).mul_add(x, 1.0);
                 let slope = TWICE * (3.0 * CUBE * x).mul_add(x, 1.0);

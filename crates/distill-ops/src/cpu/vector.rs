@@ -79,7 +79,7 @@ pub fn ln(x: f32) -> f32 {
     let p = p.mul_add(f, -1.666_805_7e-1);
     let p = p.mul_add(f, 2.000_071_5e-1);
     let p = p.mul_add(f, -2.499_999_4e-1);
-    let p = p.mul_add(f, 3.333_333_1e-1);
+    let p = p.mul_add(f, 3.333_333e-1);
     let square = f * f;
     let low = k.mul_add(-2.121_944_4e-4, square.mul_add(-0.5, p * f * square));
     k.mul_add(0.693_359_4, f + low)

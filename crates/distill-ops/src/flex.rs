@@ -198,7 +198,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         #[derive(Debug)]
         struct Step;
         impl Backward<Flex, 3> for Step {
-            type State = (Saved, FlexTensor, Arc<Positions>, [Shape; 2]);
+            type State = (Saved, Arc<Positions>, [Shape; 2]);
             fn backward(
                 self,
                 ops: Ops<Self::State, 3>,
@@ -206,9 +206,9 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                 _: &mut Checkpointer,
             ) {
                 let g = contiguous(gradients.consume::<Flex>(&ops.node));
-                let (saved, y, positions, [q_shape, k_shape]) = ops.state;
+                let (saved, positions, [q_shape, k_shape]) = ops.state;
                 let (view, shape) = (positions.view(), positions.shape);
-                let all = attention::backward(&saved, values(&y), values(&g), view, shape);
+                let all = attention::backward(&saved, values(&g), view, shape);
                 let shapes = [q_shape, k_shape.clone(), k_shape];
                 for ((node, gradient), shape) in ops.parents.into_iter().zip(all).zip(shapes) {
                     if let Some(node) = node {
@@ -222,9 +222,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         let (q, k, v) = (contiguous(q), contiguous(k), contiguous(v));
         let (y, saved) = attend(&q, &k, &v, &positions);
         match Step.prepare::<C>([q_node, k_node, v_node]).compute_bound().stateful() {
-            OpsKind::Tracked(step) => {
-                step.finish((saved, y.clone(), positions, [q.shape(), k.shape()]), y)
-            }
+            OpsKind::Tracked(step) => step.finish((saved, positions, [q.shape(), k.shape()]), y),
             OpsKind::UnTracked(step) => step.finish(y),
         }
     }

@@ -10,7 +10,7 @@ use crate::flex::{contiguous, tensor, values};
 use crate::is_fused;
 
 /// Tokens a tile.
-const TILE: usize = 128;
+const TILE: usize = 256;
 
 /// A loss and its gradients.
 #[derive(Debug)]

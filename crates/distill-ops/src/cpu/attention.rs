@@ -6,7 +6,7 @@
 //! p     = softmax(q̂·k̂ᵀ / √head_dim)              over the keys first[query] … query
 //! y     = p·v
 //!
-//! ∂p = g·vᵀ,  ∂s = p ∘ (∂p − g·y) / √head_dim
+//! ∂p = g·vᵀ,  ∂s = p ∘ (∂p − Σ p ∘ ∂p) / √head_dim
 //! ∂q̂ = ∂s·k̂,  ∂k̂ = ∂sᵀ·q̂,  ∂v = pᵀ·g
 //! ```
 //! `first` keeps packed documents apart: a query sees its own document from the first token on.
@@ -115,17 +115,15 @@ pub fn forward(
     (merge(&mixed, shape, heads, None), Saved { queries, keys, values, log_sums })
 }
 
-/// Gradients of q, k and v, of their shapes, from the result `y` and its gradient.
+/// Gradients of q, k and v, of their shapes, from that of the result.
 pub fn backward(
     saved: &Saved,
-    y: &[f32],
     gradient: &[f32],
     positions: Positions<'_>,
     shape: Shape,
 ) -> [Vec<f32>; 3] {
     let Shape { batch, tokens, heads, kv_heads, head_dim } = shape;
     let g = split(gradient, shape, heads, None);
-    let y = split(y, shape, heads, None);
     let size = batch * heads * shape.head();
     let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; size]);
     dq.par_chunks_mut(shape.head())
@@ -138,7 +136,7 @@ pub fn backward(
                 let queries = &saved.queries[own.clone()];
                 let keys = &saved.keys[shape.shared_by(i)];
                 let values = &saved.values[shape.shared_by(i)];
-                let (g, y) = (&g[own.clone()], &y[own]);
+                let g = &g[own];
                 let log_sums = &saved.log_sums[i * tokens..(i + 1) * tokens];
                 let first = &positions.first[i / heads * tokens..][..tokens];
                 for block in 0..tokens.div_ceil(QUERIES) {
@@ -152,8 +150,7 @@ pub fn backward(
                     let values = block.keys_of(values, head_dim).transposed();
                     multiply(g_block, values, 1.0, Output::Replace, slopes, Threads::One);
                     let log_sums = &log_sums[block.start..][..block.queries];
-                    let rows_of = (&g[rows.clone()], &y[rows.clone()]);
-                    score_gradients(weights, slopes, log_sums, rows_of, shape, &block);
+                    score_gradients(weights, slopes, log_sums, shape.scale(), &block);
                     let slopes = Matrix::new(slopes, block.queries, block.keys);
                     let weights = Matrix::new(weights, block.queries, block.keys);
                     let keys = block.keys_of(keys, head_dim);
@@ -239,14 +236,11 @@ simd! {
         scores: &'a mut [f32],
         slopes: &'a mut [f32],
         log_sums: &'a [f32],
-        rows: (&'a [f32], &'a [f32]),
-        shape: Shape,
+        scale: f32,
         block: &'a Block<'a>,
     ) -> () {
-        let (width, scale, (g, y)) = (shape.head_dim, shape.scale(), rows);
         let rows = scores.chunks_exact_mut(block.keys).zip(slopes.chunks_exact_mut(block.keys));
         for (query, ((weights, slopes), log_sum)) in rows.zip(log_sums).enumerate() {
-            let mean = dot(&g[query * width..][..width], &y[query * width..][..width]);
             let seen = block.seen(query);
             for row in [&mut *weights, &mut *slopes] {
                 row[..seen.start].fill(0.0);
@@ -254,6 +248,7 @@ simd! {
             }
             let (weights, slopes) = (&mut weights[seen.clone()], &mut slopes[seen]);
             weights.iter_mut().for_each(|weight| *weight = exp(*weight - log_sum));
+            let mean = dot(weights, slopes);
             for (weight, slope) in weights.iter().zip(slopes) {
                 *slope = weight * (*slope - mean) * scale;
             }

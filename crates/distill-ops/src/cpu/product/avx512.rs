@@ -1,0 +1,468 @@
+//! Products with AVX-512, after Goto and van de Geijn (2008), "Anatomy of high-performance matrix
+//! multiplication".
+//!
+//! A tile of the output, 14 × 32, stays in 28 of the 32 registers while the innermost loop goes
+//! through a panel of each operand: 14 rows of `a` and 32 columns of `b`, copied so that they are
+//! read from beginning to end. The smaller operand's panels are packed once for all threads and
+//! stay in the second cache. A task packs the larger one's panels, one after the other, and while it
+//! multiplies one it asks the memory for the next. An element's sum does not depend on how many
+//! threads there are.
+
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{Matrix, Output, Threads};
+
+/// Most rows of a tile.
+const ROWS: usize = 14;
+/// Columns of a tile: two registers.
+const COLUMNS: usize = 32;
+/// Most of the inner dimension that is packed at a time.
+const DEPTH: usize = 640;
+/// Elements of the packed operand that all share: it has to stay in the second cache.
+const SHARED: usize = 320 << 10;
+/// Elements of the inner dimension between two requests to the memory: those of a cache line.
+const CHUNK: usize = 16;
+
+/// A register, aligned.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+const ZERO: Line = Line([0.0; 16]);
+
+/// Whether this CPU can.
+pub(super) fn available() -> bool {
+    is_x86_feature_detected!("avx512f")
+}
+
+thread_local! {
+    /// Buffers to pack into, kept from product to product.
+    static BUFFERS: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Hands out a buffer of that many lines, whatever they hold.
+fn with_buffer<T>(lines: usize, work: impl FnOnce(&mut [Line]) -> T) -> T {
+    let mut buffer = BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_default();
+    if buffer.len() < lines {
+        buffer.resize(lines, ZERO);
+    }
+    let result = work(&mut buffer[..lines]);
+    BUFFERS.with_borrow_mut(|buffers| buffers.push(buffer));
+    result
+}
+
+/// Rows of `a`, or columns of `b`, in panels of nearly the same width.
+#[derive(Clone, Copy)]
+struct Panels {
+    count: usize,
+    panels: usize,
+    /// Elements that a packed panel takes for each element of the inner dimension, at most.
+    width: usize,
+}
+
+impl Panels {
+    /// Rows: a tile may have any number of them, so all panels are made equally wide.
+    fn rows(count: usize) -> Self {
+        Self { count, panels: count.div_ceil(ROWS), width: ROWS }
+    }
+
+    /// Columns: packed panels always have 32, zeros at the end.
+    fn columns(count: usize) -> Self {
+        Self { count, panels: count.div_ceil(COLUMNS), width: COLUMNS }
+    }
+
+    fn of(self, panel: usize) -> Range<usize> {
+        match self.width {
+            COLUMNS => panel * COLUMNS..self.count.min((panel + 1) * COLUMNS),
+            _ => self.count * panel / self.panels..self.count * (panel + 1) / self.panels,
+        }
+    }
+
+    /// Lines of a packed panel; the last store of rows may write beyond them.
+    fn lines(self, depth: usize) -> usize {
+        (depth * self.width).div_ceil(16) + 1
+    }
+}
+
+/// An operand seen from its panels: element (i, k) is `data[i · stride + k · depth_stride]`.
+#[derive(Clone, Copy)]
+struct Operand<'a> {
+    data: &'a [f32],
+    stride: usize,
+    depth_stride: usize,
+    depth: usize,
+    panels: Panels,
+}
+
+impl<'a> Operand<'a> {
+    fn rows(a: Matrix<'a>) -> Self {
+        Self {
+            data: a.data,
+            stride: a.row_stride,
+            depth_stride: a.column_stride,
+            depth: a.columns,
+            panels: Panels::rows(a.rows),
+        }
+    }
+
+    fn columns(b: Matrix<'a>) -> Self {
+        Self {
+            data: b.data,
+            stride: b.column_stride,
+            depth_stride: b.row_stride,
+            depth: b.rows,
+            panels: Panels::columns(b.columns),
+        }
+    }
+
+    /// Some of the inner dimension.
+    fn block(self, depth: Range<usize>) -> Self {
+        Self { data: &self.data[depth.start * self.depth_stride..], depth: depth.len(), ..self }
+    }
+
+    /// Where a panel's first element lies.
+    fn panel(&self, panel: usize) -> *const f32 {
+        self.data.as_ptr().wrapping_add(self.panels.of(panel).start * self.stride)
+    }
+
+    fn lines(&self) -> usize {
+        self.panels.lines(self.depth)
+    }
+
+    /// Copies a panel: for each k the elements of its rows, or of its columns and zeros.
+    ///
+    /// # Safety
+    /// `available()` was true; the data are those that the shape names.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn pack(&self, panel: usize, out: &mut [Line]) {
+        assert!(out.len() >= self.lines());
+        let from = self.panel(panel);
+        let count = self.panels.of(panel).len();
+        let width = if self.panels.width == COLUMNS { COLUMNS } else { count };
+        let out = out.as_mut_ptr().cast::<f32>();
+        for half in (0..width).step_by(16) {
+            let count = count.saturating_sub(half).min(16);
+            let from = from.wrapping_add(half * self.stride);
+            // SAFETY: masked loads touch what the shape names; stores of 16 elements end at most one
+            // line beyond the last of `depth · width`.
+            unsafe {
+                let out = out.add(half);
+                if self.depth_stride == 1 {
+                    for k in (0..self.depth).step_by(16) {
+                        let some = (self.depth - k).min(16);
+                        let lines = transposed(from.wrapping_add(k), self.stride, count, some);
+                        for (i, line) in lines.iter().enumerate().take(some) {
+                            _mm512_storeu_ps(out.add((k + i) * width), *line);
+                        }
+                    }
+                } else {
+                    assert_eq!(self.stride, 1, "one of the dimensions is contiguous");
+                    let mask = first_lanes(count);
+                    for k in 0..self.depth {
+                        let from = from.wrapping_add(k * self.depth_stride);
+                        _mm512_storeu_ps(out.add(k * width), _mm512_maskz_loadu_ps(mask, from));
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is to be asked of the memory during the `tile`-th tile, so that this panel is near when
+    /// it is packed.
+    fn ahead(&self, panel: usize, tile: usize) -> Option<Ahead> {
+        let chunks = self.depth.div_ceil(CHUNK);
+        let (done, next, stream, chunk) = match self.depth_stride {
+            1 => (2 * tile >= self.panels.width, 2 * self.stride, self.stride, CHUNK),
+            far => (tile * chunks >= self.depth, chunks * far, 16, far),
+        };
+        (panel < self.panels.panels && !done).then(|| {
+            let first = self.panel(panel).wrapping_add(tile * next);
+            Ahead { streams: [first, first.wrapping_add(stream)], chunk }
+        })
+    }
+}
+
+/// Two places in memory, and the elements by which they move from chunk to chunk.
+#[derive(Clone, Copy)]
+struct Ahead {
+    streams: [*const f32; 2],
+    chunk: usize,
+}
+
+/// The output, of which every task writes tiles of its own.
+#[derive(Clone, Copy)]
+struct Out {
+    data: *mut f32,
+    stride: usize,
+    scale: f32,
+    add: bool,
+}
+
+// SAFETY: tasks write to different tiles.
+unsafe impl Send for Out {}
+// SAFETY: as above.
+unsafe impl Sync for Out {}
+
+/// `out = scale · a · b`, or that added to it.
+///
+/// # Safety
+/// `available()` was true; `out` has `a.rows · b.columns` elements, and nobody else uses it.
+pub(super) unsafe fn multiply(
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    scale: f32,
+    output: Output,
+    out: *mut f32,
+    threads: Threads,
+) {
+    let (rows, columns) = (Operand::rows(a), Operand::columns(b));
+    let blocks = a.columns.div_ceil(DEPTH);
+    for block in 0..blocks {
+        let depth = a.columns * block / blocks..a.columns * (block + 1) / blocks;
+        let add = output == Output::Add || block > 0;
+        let product = Product {
+            a: rows.block(depth.clone()),
+            b: columns.block(depth),
+            out: Out { data: out, stride: b.columns, scale, add },
+        };
+        // SAFETY: the caller's contract.
+        unsafe { product.run(threads) };
+    }
+}
+
+/// A block of the inner dimension.
+#[derive(Clone, Copy)]
+struct Product<'a> {
+    a: Operand<'a>,
+    b: Operand<'a>,
+    out: Out,
+}
+
+impl Product<'_> {
+    /// # Safety
+    /// As [`multiply`].
+    unsafe fn run(self, threads: Threads) {
+        let rows_are_shared = self.a.panels.count <= self.b.panels.count;
+        let (shared, own) = if rows_are_shared { (self.a, self.b) } else { (self.b, self.a) };
+        let near = (SHARED / (16 * shared.lines())).max(1);
+        for first in (0..shared.panels.panels).step_by(near) {
+            let part = first..shared.panels.panels.min(first + near);
+            with_buffer(part.len() * shared.lines(), |packed| {
+                let pack = |(i, packed): (usize, &mut [Line])| {
+                    // SAFETY: the caller's contract.
+                    unsafe { shared.pack(first + i, packed) };
+                };
+                match threads {
+                    Threads::One => {
+                        packed.chunks_exact_mut(shared.lines()).enumerate().for_each(pack);
+                    }
+                    Threads::All => {
+                        packed.par_chunks_exact_mut(shared.lines()).enumerate().for_each(pack);
+                    }
+                }
+                let packed = &*packed;
+                let task = |panels: Range<usize>| {
+                    // SAFETY: the caller's contract; no other task has these panels.
+                    unsafe {
+                        match rows_are_shared {
+                            true => self.tiles_of_columns(part.clone(), packed, panels),
+                            false => self.tiles_of_rows(part.clone(), packed, panels),
+                        }
+                    }
+                };
+                let panels = own.panels.panels;
+                match threads {
+                    Threads::One => task(0..panels),
+                    Threads::All => {
+                        // Some tasks for each thread: where another program takes a core away, the
+                        // other cores go on.
+                        let size = panels.div_ceil(16 * rayon::current_num_threads());
+                        let tasks = panels.div_ceil(size);
+                        (0..tasks).into_par_iter().with_max_len(1).for_each(|i| {
+                            task(i * size..panels.min((i + 1) * size));
+                        });
+                    }
+                }
+            });
+        }
+    }
+
+    /// Packs panels of `b` and multiplies all rows of `packed` with them.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn tiles_of_columns(self, rows: Range<usize>, packed: &[Line], panels: Range<usize>) {
+        with_buffer(self.b.lines(), |own| {
+            for panel in panels {
+                // SAFETY: the caller's contract.
+                unsafe { self.b.pack(panel, own) };
+                let packed = packed.chunks_exact(self.a.lines());
+                for (i, (row, packed)) in rows.clone().zip(packed).enumerate() {
+                    let ahead = self.b.ahead(panel + 1, i);
+                    // SAFETY: as above.
+                    unsafe { self.tile([row, panel], [packed, own], ahead) };
+                }
+            }
+        });
+    }
+
+    /// Packs panels of `a` and multiplies them with all columns of `packed`.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn tiles_of_rows(self, columns: Range<usize>, packed: &[Line], panels: Range<usize>) {
+        with_buffer(self.a.lines(), |own| {
+            for panel in panels {
+                // SAFETY: the caller's contract.
+                unsafe { self.a.pack(panel, own) };
+                let packed = packed.chunks_exact(self.b.lines());
+                for (i, (column, packed)) in columns.clone().zip(packed).enumerate() {
+                    let ahead = self.a.ahead(panel + 1, i);
+                    // SAFETY: as above.
+                    unsafe { self.tile([panel, column], [own, packed], ahead) };
+                }
+            }
+        });
+    }
+
+    /// The tile of a panel of rows and one of columns.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    unsafe fn tile(self, [row, column]: [usize; 2], packed: [&[Line]; 2], ahead: Option<Ahead>) {
+        let (rows, columns) = (self.a.panels.of(row), self.b.panels.of(column));
+        let [a, b] = packed.map(|lines| lines.as_ptr().cast::<f32>());
+        let ahead = ahead.unwrap_or(Ahead { streams: [a, b], chunk: 0 });
+        // SAFETY: the caller's contract: the packed panels are whole, the tile is in the output.
+        unsafe {
+            let data = self.out.data.add(rows.start * self.out.stride + columns.start);
+            let out = Out { data, ..self.out };
+            tile_of(rows.len(), self.a.depth, [a, b], out, columns.len(), ahead);
+        }
+    }
+}
+
+fn first_lanes(count: usize) -> __mmask16 {
+    ((1_u32 << count) - 1) as __mmask16
+}
+
+/// The columns of `rows` rows of `columns` elements, at most 16 each; the rest is zero.
+///
+/// # Safety
+/// The elements exist.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn transposed(from: *const f32, stride: usize, rows: usize, columns: usize) -> [__m512; 16] {
+    let mask = first_lanes(columns);
+    let zero = _mm512_setzero_ps();
+    let mut lines = [zero; 16];
+    for (i, line) in lines.iter_mut().enumerate().take(rows) {
+        // SAFETY: the caller's contract.
+        *line = unsafe { _mm512_maskz_loadu_ps(mask, from.add(i * stride)) };
+    }
+    let (mut pairs, mut quads, mut out) = ([zero; 16], [zero; 16], [zero; 16]);
+    for i in 0..8 {
+        pairs[2 * i] = _mm512_unpacklo_ps(lines[2 * i], lines[2 * i + 1]);
+        pairs[2 * i + 1] = _mm512_unpackhi_ps(lines[2 * i], lines[2 * i + 1]);
+    }
+    for g in 0..4 {
+        for i in 0..2 {
+            let low = _mm512_castps_pd(pairs[4 * g + i]);
+            let high = _mm512_castps_pd(pairs[4 * g + 2 + i]);
+            quads[4 * g + 2 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            quads[4 * g + 2 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+        }
+    }
+    // quads[4g + c] holds column 4L + c of rows 4g … 4g + 3 in its lane L of 128 bits.
+    for c in 0..4 {
+        let even = _mm512_shuffle_f32x4::<0x88>(quads[c], quads[4 + c]);
+        let odd = _mm512_shuffle_f32x4::<0xDD>(quads[c], quads[4 + c]);
+        let even2 = _mm512_shuffle_f32x4::<0x88>(quads[8 + c], quads[12 + c]);
+        let odd2 = _mm512_shuffle_f32x4::<0xDD>(quads[8 + c], quads[12 + c]);
+        out[c] = _mm512_shuffle_f32x4::<0x88>(even, even2);
+        out[8 + c] = _mm512_shuffle_f32x4::<0xDD>(even, even2);
+        out[4 + c] = _mm512_shuffle_f32x4::<0x88>(odd, odd2);
+        out[12 + c] = _mm512_shuffle_f32x4::<0xDD>(odd, odd2);
+    }
+    out
+}
+
+/// A tile of as many rows.
+///
+/// # Safety
+/// As [`tile`].
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn tile_of(
+    rows: usize,
+    depth: usize,
+    packed: [*const f32; 2],
+    out: Out,
+    columns: usize,
+    ahead: Ahead,
+) {
+    macro_rules! tiles {
+        ($($n:literal)*) => {
+            match rows {
+                // SAFETY: the caller's contract.
+                $($n => unsafe { tile::<$n>(depth, packed, out, columns, ahead) },)*
+                _ => unreachable!("panels have 1 to {ROWS} rows"),
+            }
+        };
+    }
+    tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+}
+
+/// `R` rows by `columns` columns of the output.
+///
+/// # Safety
+/// `a` has `depth · R` elements, `b` `depth · COLUMNS`, `out` those of the tile.
+#[target_feature(enable = "avx512f")]
+unsafe fn tile<const R: usize>(
+    depth: usize,
+    [mut a, mut b]: [*const f32; 2],
+    out: Out,
+    columns: usize,
+    ahead: Ahead,
+) {
+    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    let [mut first, mut second] = ahead.streams;
+    // SAFETY: the caller's contract; masks keep to the columns; a prefetch may go anywhere.
+    unsafe {
+        for r in 0..R {
+            let row = out.data.wrapping_add(r * out.stride);
+            _mm_prefetch::<_MM_HINT_T0>(row.cast());
+            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(16).cast());
+        }
+        let mut left = depth;
+        while left > 0 {
+            _mm_prefetch::<_MM_HINT_T1>(first.cast());
+            _mm_prefetch::<_MM_HINT_T1>(second.cast());
+            first = first.wrapping_add(ahead.chunk);
+            second = second.wrapping_add(ahead.chunk);
+            let chunk = left.min(CHUNK);
+            left -= chunk;
+            for _ in 0..chunk {
+                let right = [_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16))];
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let left = _mm512_set1_ps(*a.add(r));
+                    sums[0] = _mm512_fmadd_ps(left, right[0], sums[0]);
+                    sums[1] = _mm512_fmadd_ps(left, right[1], sums[1]);
+                }
+                a = a.add(R);
+                b = b.add(COLUMNS);
+            }
+        }
+        let scale = _mm512_set1_ps(out.scale);
+        let masks = [first_lanes(columns.min(16)), first_lanes(columns.saturating_sub(16))];
+        for (r, sums) in sums.iter().enumerate() {
+            for (half, (sum, mask)) in sums.iter().zip(masks).enumerate() {
+                let place = out.data.wrapping_add(r * out.stride + 16 * half);
+                let value = match out.add {
+                    true => _mm512_fmadd_ps(*sum, scale, _mm512_maskz_loadu_ps(mask, place)),
+                    false => _mm512_mul_ps(*sum, scale),
+                };
+                _mm512_mask_storeu_ps(place, mask, value);
+            }
+        }
+    }
+}

@@ -313,12 +313,11 @@ impl LlamaDecoderLayer {
 impl LlamaAttention {
     /// The values that the queries attend to, the input of `o_proj`: `[batch, tokens, heads · head_dim]`.
     fn mix(&self, x: Tensor<3>, positions: &Positions, model: &LlamaForCausalLM) -> Tensor<3> {
-        let queries = self.q_proj.forward(x.clone());
-        let keys = self.k_proj.forward(x.clone());
-        let values = self.v_proj.forward(x);
+        let weights = [&self.q_proj, &self.k_proj, &self.v_proj].map(|linear| linear.weight.val());
+        let qkv = distill_ops::linears(x, weights);
         match model.rounding.cached() {
-            None => distill_ops::attention(queries, keys, values, positions),
-            Some(round) => plain::attention_rounding(queries, keys, values, positions, round),
+            None => distill_ops::attention(qkv, positions),
+            Some(round) => plain::attention_rounding(qkv, positions, round),
         }
     }
 }
@@ -326,8 +325,8 @@ impl LlamaAttention {
 impl LlamaMlp {
     /// silu(gate(x)) ∘ up(x), the input of `down_proj`: `[batch, tokens, intermediate]`.
     fn inner(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = self.gate_proj.forward(x.clone());
-        distill_ops::gated(Gate::Silu, gate, self.up_proj.forward(x))
+        let weights = [&self.gate_proj, &self.up_proj].map(|linear| linear.weight.val());
+        distill_ops::gated(Gate::Silu, distill_ops::linears(x, weights))
     }
 }
 

@@ -8,7 +8,7 @@ use distill_ops::cpu::attention::{self, Positions, Shape};
 use distill_ops::cpu::gate::{self, Gate};
 use distill_ops::cpu::loss::{self, Divergence, Options, Row, Target};
 use distill_ops::cpu::norm::{self, Norm};
-use distill_ops::cpu::product::{Matrix, Output, Threads, multiply};
+use distill_ops::cpu::product::{Destination, Matrix, Threads, multiply};
 use distill_ops::cpu::rounding::{self, Grid};
 use rayon::prelude::*;
 
@@ -46,36 +46,36 @@ fn main() {
         let mut out = vec![0.0; m * n];
         let (a, b) = (Matrix::new(&a, m, k), Matrix::new(&b, n, k));
         let ms = time(&format!("x·wᵀ {m} × {n} × {k}"), || {
-            multiply(a, b.transposed(), 1.0, Output::Replace, &mut out, Threads::All);
+            multiply(a, b.transposed(), 1.0, Destination::replace(&mut out, n), Threads::All);
         });
         println!("{:32} {:9.1} GFLOP/s", "", 2e-6 * (m * n * k) as f64 / ms);
         let g = values(m * n);
         let g = Matrix::new(&g, m, n);
         let mut out = vec![0.0; m * k];
-        time("  g·w", || multiply(g, b, 1.0, Output::Replace, &mut out, Threads::All));
+        time("  g·w", || {
+            multiply(g, b, 1.0, Destination::replace(&mut out, k), Threads::All);
+        });
         let mut out = vec![0.0; n * k];
         time("  gᵀ·x", || {
-            multiply(g.transposed(), a, 1.0, Output::Replace, &mut out, Threads::All)
+            multiply(g.transposed(), a, 1.0, Destination::replace(&mut out, k), Threads::All);
         });
     }
     let (x, w, g) = (values(TOKENS * HIDDEN), values(HIDDEN), values(TOKENS * HIDDEN));
-    let (mut y, mut dw) = (vec![0.0; x.len()], vec![0.0; HIDDEN]);
     let norm = Norm { epsilon: 1e-5, offset: 0.0 };
-    time("norm", || norm::forward(&x, &w, norm, &mut y));
-    time("  backward", || norm::backward(&x, &w, norm, &g, &mut y, &mut dw));
+    time("norm", || drop(norm::forward(&x, &w, norm)));
+    time("  backward", || drop(norm::backward(&x, &w, norm, &g)));
 
-    let (gate, up) = (values(TOKENS * INNER), values(TOKENS * INNER));
-    let (mut y, mut z) = (vec![0.0; gate.len()], vec![0.0; gate.len()]);
-    time("swiglu", || gate::forward(Gate::Silu, &gate, &up, &mut y));
-    time("  backward", || gate::backward(Gate::Silu, &gate, &up, &gate, &mut y, &mut z));
+    let (x, g) = (values(TOKENS * 2 * INNER), values(TOKENS * INNER));
+    time("swiglu", || drop(gate::forward(Gate::Silu, &x, INNER)));
+    time("  backward", || drop(gate::backward(Gate::Silu, &x, INNER, &g)));
 
     let shape = Shape { batch: 1, tokens: TOKENS, heads: 9, kv_heads: 3, head_dim: 64 };
-    let (q, k) = (values(TOKENS * 576), values(TOKENS * 192));
+    let (x, g) = (values(TOKENS * shape.width()), values(TOKENS * 576));
     let (cos, sin, first) = (values(TOKENS * 32), values(TOKENS * 32), vec![0; TOKENS]);
     let positions = Positions { cos: &cos, sin: &sin, first: &first };
-    let (_, saved) = attention::forward(&q, &k, &k, positions, shape);
-    time("attention", || drop(attention::forward(&q, &k, &k, positions, shape)));
-    time("  backward", || drop(attention::backward(&saved, &q, positions, shape)));
+    let (_, saved) = attention::forward(&x, positions, shape);
+    time("attention", || drop(attention::forward(&x, positions, shape)));
+    time("  backward", || drop(attention::backward(&saved, &g, positions, shape)));
 
     for divergence in [Divergence::ForwardKl, Divergence::Jsd { beta: 0.5 }] {
         let (z, t) = (values(256 * VOCABULARY), values(256 * VOCABULARY));
@@ -120,10 +120,9 @@ fn main() {
     };
     time("adamw, embedding", || adamw::update(&mut w, &g, &mut m, &mut v, by));
     time("norm of its gradient", || assert!(adamw::sum_of_squares(&g) > 0.0));
-    time("round to Q4_0", || rounding::round(Grid::Q4_0, &g, &mut w));
-    time("round to Q8_0", || rounding::round(Grid::Q8_0, &g, &mut w));
+    time("round to Q4_0", || drop(rounding::rounded(Grid::Q4_0, &g)));
+    time("round to Q8_0", || drop(rounding::rounded(Grid::Q8_0, &g)));
     time("straight-through", || rounding::straight_through_q4_0(&g, &mut w));
     let x = values(TOKENS * INNER);
-    let mut y = vec![0.0; x.len()];
-    time("activations, 512 × 1536", || rounding::round(Grid::Q8_0Activations, &x, &mut y));
+    time("activations, 512 × 1536", || drop(rounding::rounded(Grid::Q8_0Activations, &x)));
 }

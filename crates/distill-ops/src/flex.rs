@@ -1,5 +1,8 @@
 //! The operators on Burn's CPU backend, and their gradients as autodiff extensions.
 
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -13,9 +16,11 @@ use burn::tensor::{Bytes, DType, Shape};
 use crate::cpu::attention::{self, Saved};
 use crate::cpu::gate::{self, Gate};
 use crate::cpu::norm::{self, Norm};
-use crate::cpu::product::{Matrix, Output, Threads, multiply};
+use crate::cpu::product::{Destination, Matrix, Threads, multiply, product};
 use crate::cpu::rounding::{self, Grid};
+use crate::cpu::scratch::filled;
 use crate::positions::Layout as Positions;
+use crate::profile::{Work, operator};
 
 /// Operators with gradients of their own. The shapes are those of the functions in the crate's root.
 #[backend_extension(Flex, Autodiff)]
@@ -24,16 +29,24 @@ pub trait FusedOps: Backend {
     fn fused_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, norm: Norm)
     -> FloatTensor<Self>;
     /// σ(gate) ∘ up.
-    fn fused_gate(gate: FloatTensor<Self>, up: FloatTensor<Self>, kind: Gate) -> FloatTensor<Self>;
+    fn fused_gate(gate_and_up: FloatTensor<Self>, kind: Gate) -> FloatTensor<Self>;
     /// Attention with rotary positions.
-    fn fused_attention(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        positions: Arc<Positions>,
-    ) -> FloatTensor<Self>;
+    fn fused_attention(qkv: FloatTensor<Self>, positions: Arc<Positions>) -> FloatTensor<Self>;
     /// x·wᵀ.
     fn fused_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// x·wᵀ of two matrices, side by side.
+    fn fused_linear_pair(
+        x: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+    /// x·wᵀ of three matrices, side by side.
+    fn fused_linear_triple(
+        x: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        third: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
     /// x on the grid of activations, straight-through.
     fn fused_rounding(x: FloatTensor<Self>) -> FloatTensor<Self>;
 }
@@ -53,68 +66,199 @@ pub fn values(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice::<f32>().expect("a contiguous f32 tensor: the models here hold no other")
 }
 
-fn zeros_like(tensor: &FlexTensor) -> Vec<f32> {
-    vec![0.0; tensor.shape().num_elements()]
+fn elements(tensor: &FlexTensor) -> usize {
+    tensor.shape().num_elements()
 }
 
-/// x `[…, in]` · wᵀ `[in, out]`.
-fn linear(x: &FlexTensor, weight: &FlexTensor) -> FlexTensor {
-    let [out, input] = [weight.shape()[0], weight.shape()[1]];
-    let rows = x.shape().num_elements() / input;
-    let mut y = vec![0.0; rows * out];
-    let (left, right) =
-        (Matrix::new(values(x), rows, input), Matrix::new(values(weight), out, input));
-    multiply(left, right.transposed(), 1.0, Output::Replace, &mut y, Threads::All);
-    let mut shape = x.shape();
+/// The shape with another last dimension.
+fn with_last(mut shape: Shape, size: usize) -> Shape {
     let last = shape.num_dims() - 1;
-    shape[last] = out;
-    tensor(y, shape)
+    shape[last] = size;
+    shape
 }
 
-fn attend(
-    q: &FlexTensor,
-    k: &FlexTensor,
-    v: &FlexTensor,
-    positions: &Positions,
-) -> (FlexTensor, Saved) {
+/// Matrices `[out, in]` that are multiplied with one input `[…, in]`; the results lie side by side.
+#[derive(Clone, Debug)]
+struct Linears {
+    x: FlexTensor,
+    weights: Vec<FlexTensor>,
+}
+
+impl Linears {
+    fn new(x: FlexTensor, weights: impl IntoIterator<Item = FlexTensor>) -> Self {
+        Self { x: contiguous(x), weights: weights.into_iter().map(contiguous).collect() }
+    }
+
+    fn inputs(&self) -> usize {
+        self.weights[0].shape()[1]
+    }
+
+    fn rows(&self) -> usize {
+        elements(&self.x) / self.inputs()
+    }
+
+    fn outputs(&self) -> usize {
+        self.weights.iter().map(|weight| weight.shape()[0]).sum()
+    }
+
+    fn work(&self) -> Work {
+        Work::product(self.rows(), self.outputs(), self.inputs())
+    }
+
+    fn x(&self) -> Matrix<'_> {
+        Matrix::new(values(&self.x), self.rows(), self.inputs())
+    }
+
+    /// The matrices, and the first of the columns that their results have.
+    fn weights(&self) -> impl Iterator<Item = (usize, Matrix<'_>)> {
+        let mut column = 0;
+        self.weights.iter().map(move |weight| {
+            let [outputs, inputs] = [weight.shape()[0], weight.shape()[1]];
+            column += outputs;
+            (column - outputs, Matrix::new(values(weight), outputs, inputs))
+        })
+    }
+
+    fn forward(&self) -> FlexTensor {
+        let (rows, columns) = (self.rows(), self.outputs());
+        let fill = |y: &mut [MaybeUninit<f32>]| {
+            for (column, weight) in self.weights() {
+                let out = Destination::fill(&mut y[column.min(rows * columns)..], columns);
+                multiply(self.x(), weight.transposed(), 1.0, out, Threads::All);
+            }
+        };
+        let y = operator("linear", self.work(), || {
+            // SAFETY: every matrix writes its columns of every row.
+            unsafe { filled(rows * columns, fill) }
+        });
+        tensor(y, with_last(self.x.shape(), columns))
+    }
+
+    /// The columns of a gradient that are a matrix's.
+    fn gradient<'a>(&self, g: &'a FlexTensor, column: usize, weight: Matrix<'_>) -> Matrix<'a> {
+        let g = values(g);
+        Matrix::strided(&g[column.min(g.len())..], self.rows(), weight.height(), self.outputs())
+    }
+
+    fn input_gradient(&self, g: &FlexTensor) -> FlexTensor {
+        let inputs = self.inputs();
+        let fill = |dx: &mut [MaybeUninit<f32>]| {
+            for (column, weight) in self.weights() {
+                let g = self.gradient(g, column, weight);
+                // SAFETY: the first matrix wrote every element.
+                let out = match column {
+                    0 => Destination::fill(dx, inputs),
+                    _ => Destination::add(unsafe { dx.assume_init_mut() }, inputs),
+                };
+                multiply(g, weight, 1.0, out, Threads::All);
+            }
+        };
+        let dx = operator("linear, to the input", self.work(), || {
+            // SAFETY: the first matrix writes every element.
+            unsafe { filled(elements(&self.x), fill) }
+        });
+        tensor(dx, self.x.shape())
+    }
+
+    fn weight_gradient(&self, g: &FlexTensor, which: usize) -> FlexTensor {
+        let (column, weight) = self.weights().nth(which).expect("as many as there are parents");
+        let g = self.gradient(g, column, weight).transposed();
+        let work = Work::product(weight.height(), self.inputs(), self.rows());
+        let dw = operator("linear, to the weight", work, || product(g, self.x()));
+        tensor(dw, self.weights[which].shape())
+    }
+}
+
+/// The input of the graph's linear and its matrices.
+#[derive(Debug)]
+struct LinearStep;
+
+impl<const N: usize> Backward<Flex, N> for LinearStep {
+    type State = Linears;
+    fn backward(self, ops: Ops<Self::State, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let g = contiguous(gradients.consume::<Flex>(&ops.node));
+        for (i, node) in ops.parents.into_iter().enumerate() {
+            if let Some(node) = node {
+                let gradient = match i {
+                    0 => ops.state.input_gradient(&g),
+                    _ => ops.state.weight_gradient(&g, i - 1),
+                };
+                gradients.register::<Flex>(node.id, gradient);
+            }
+        }
+    }
+}
+
+/// The first of `parts` is the input, the others are matrices.
+fn tracked_linears<C: CheckpointStrategy, const N: usize>(
+    parts: [FloatTensor<Autodiff<Flex, C>>; N],
+) -> FloatTensor<Autodiff<Flex, C>> {
+    let mut tensors = Vec::with_capacity(N);
+    let nodes = parts.map(|part| {
+        let (tensor, node) = part.into_parts();
+        tensors.push(tensor);
+        node
+    });
+    let mut tensors = tensors.into_iter();
+    let x = tensors.next().expect("an input");
+    let linears = Linears::new(x, tensors);
+    let y = linears.forward();
+    match LinearStep.prepare::<C>(nodes).compute_bound().stateful() {
+        OpsKind::Tracked(step) => step.finish(linears, y),
+        OpsKind::UnTracked(step) => step.finish(y),
+    }
+}
+
+fn attend(qkv: &FlexTensor, positions: &Positions) -> (FlexTensor, Saved) {
     let shape = positions.shape;
-    let (y, saved) = attention::forward(values(q), values(k), values(v), positions.view(), shape);
-    (tensor(y, q.shape()), saved)
+    let (y, saved) = operator("attention", Work::floats(3 * elements(qkv)), || {
+        attention::forward(values(qkv), positions.view(), shape)
+    });
+    (tensor(y, with_last(qkv.shape(), shape.heads * shape.head_dim)), saved)
 }
 
 impl FusedOps for Flex {
     fn fused_norm(x: FlexTensor, weight: FlexTensor, norm: Norm) -> FlexTensor {
         let (x, weight) = (contiguous(x), contiguous(weight));
-        let mut y = zeros_like(&x);
-        norm::forward(values(&x), values(&weight), norm, &mut y);
-        tensor(y, x.shape())
+        operator("norm", Work::floats(2 * elements(&x)), || {
+            tensor(norm::forward(values(&x), values(&weight), norm), x.shape())
+        })
     }
 
-    fn fused_gate(gate: FlexTensor, up: FlexTensor, kind: Gate) -> FlexTensor {
-        let (gate, up) = (contiguous(gate), contiguous(up));
-        let mut y = zeros_like(&gate);
-        gate::forward(kind, values(&gate), values(&up), &mut y);
-        tensor(y, gate.shape())
+    fn fused_gate(gate_and_up: FlexTensor, kind: Gate) -> FlexTensor {
+        let x = contiguous(gate_and_up);
+        let inner = x.shape()[x.shape().num_dims() - 1] / 2;
+        operator("gate", Work::floats(3 * elements(&x) / 2), || {
+            tensor(gate::forward(kind, values(&x), inner), with_last(x.shape(), inner))
+        })
     }
 
-    fn fused_attention(
-        q: FlexTensor,
-        k: FlexTensor,
-        v: FlexTensor,
-        positions: Arc<Positions>,
-    ) -> FlexTensor {
-        attend(&contiguous(q), &contiguous(k), &contiguous(v), &positions).0
+    fn fused_attention(qkv: FlexTensor, positions: Arc<Positions>) -> FlexTensor {
+        attend(&contiguous(qkv), &positions).0
     }
 
     fn fused_linear(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
-        linear(&contiguous(x), &contiguous(weight))
+        Linears::new(x, [weight]).forward()
+    }
+
+    fn fused_linear_pair(x: FlexTensor, first: FlexTensor, second: FlexTensor) -> FlexTensor {
+        Linears::new(x, [first, second]).forward()
+    }
+
+    fn fused_linear_triple(
+        x: FlexTensor,
+        first: FlexTensor,
+        second: FlexTensor,
+        third: FlexTensor,
+    ) -> FlexTensor {
+        Linears::new(x, [first, second, third]).forward()
     }
 
     fn fused_rounding(x: FlexTensor) -> FlexTensor {
         let x = contiguous(x);
-        let mut y = zeros_like(&x);
-        rounding::round(Grid::Q8_0Activations, values(&x), &mut y);
-        tensor(y, x.shape())
+        operator("activation rounding", Work::floats(2 * elements(&x)), || {
+            tensor(rounding::rounded(Grid::Q8_0Activations, values(&x)), x.shape())
+        })
     }
 }
 
@@ -137,8 +281,10 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                 let [x_node, weight_node] = ops.parents;
                 let g = contiguous(gradients.consume::<Flex>(&ops.node));
                 let (x, weight, norm) = ops.state;
-                let (mut dx, mut dw) = (zeros_like(&x), zeros_like(&weight));
-                norm::backward(values(&x), values(&weight), norm, values(&g), &mut dx, &mut dw);
+                let work = Work::floats(3 * elements(&x));
+                let (dx, dw) = operator("norm, backward", work, || {
+                    norm::backward(values(&x), values(&weight), norm, values(&g))
+                });
                 if let Some(node) = x_node {
                     gradients.register::<Flex>(node.id, tensor(dx, x.shape()));
                 }
@@ -156,115 +302,85 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         }
     }
 
-    fn fused_gate(gate: FloatTensor<Self>, up: FloatTensor<Self>, kind: Gate) -> FloatTensor<Self> {
+    fn fused_gate(gate_and_up: FloatTensor<Self>, kind: Gate) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Step;
-        impl Backward<Flex, 2> for Step {
-            type State = (FlexTensor, FlexTensor, Gate);
+        impl Backward<Flex, 1> for Step {
+            type State = (FlexTensor, Gate);
             fn backward(
                 self,
-                ops: Ops<Self::State, 2>,
+                ops: Ops<Self::State, 1>,
                 gradients: &mut Gradients,
                 _: &mut Checkpointer,
             ) {
-                let [gate_node, up_node] = ops.parents;
                 let g = contiguous(gradients.consume::<Flex>(&ops.node));
-                let (gate, up, kind) = ops.state;
-                let (mut dgate, mut dup) = (zeros_like(&gate), zeros_like(&up));
-                gate::backward(kind, values(&gate), values(&up), values(&g), &mut dgate, &mut dup);
-                if let Some(node) = gate_node {
-                    gradients.register::<Flex>(node.id, tensor(dgate, gate.shape()));
-                }
-                if let Some(node) = up_node {
-                    gradients.register::<Flex>(node.id, tensor(dup, up.shape()));
-                }
+                let ([Some(node)], (x, kind)) = (ops.parents, ops.state) else { return };
+                let inner = x.shape()[x.shape().num_dims() - 1] / 2;
+                let dx = operator("gate, backward", Work::floats(5 * elements(&g)), || {
+                    gate::backward(kind, values(&x), inner, values(&g))
+                });
+                gradients.register::<Flex>(node.id, tensor(dx, x.shape()));
             }
         }
-        let ((gate, gate_node), (up, up_node)) = (gate.into_parts(), up.into_parts());
-        let (gate, up) = (contiguous(gate), contiguous(up));
-        let y = Flex::fused_gate(gate.clone(), up.clone(), kind);
-        match Step.prepare::<C>([gate_node, up_node]).compute_bound().stateful() {
-            OpsKind::Tracked(step) => step.finish((gate, up, kind), y),
+        let (x, node) = gate_and_up.into_parts();
+        let x = contiguous(x);
+        let y = Flex::fused_gate(x.clone(), kind);
+        match Step.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(step) => step.finish((x, kind), y),
             OpsKind::UnTracked(step) => step.finish(y),
         }
     }
 
-    fn fused_attention(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        positions: Arc<Positions>,
-    ) -> FloatTensor<Self> {
+    fn fused_attention(qkv: FloatTensor<Self>, positions: Arc<Positions>) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct Step;
-        impl Backward<Flex, 3> for Step {
-            type State = (Saved, Arc<Positions>, [Shape; 2]);
+        impl Backward<Flex, 1> for Step {
+            type State = (Saved, Arc<Positions>, Shape);
             fn backward(
                 self,
-                ops: Ops<Self::State, 3>,
+                ops: Ops<Self::State, 1>,
                 gradients: &mut Gradients,
                 _: &mut Checkpointer,
             ) {
                 let g = contiguous(gradients.consume::<Flex>(&ops.node));
-                let (saved, positions, [q_shape, k_shape]) = ops.state;
-                let (view, shape) = (positions.view(), positions.shape);
-                let all = attention::backward(&saved, values(&g), view, shape);
-                let shapes = [q_shape, k_shape.clone(), k_shape];
-                for ((node, gradient), shape) in ops.parents.into_iter().zip(all).zip(shapes) {
-                    if let Some(node) = node {
-                        gradients.register::<Flex>(node.id, tensor(gradient, shape));
-                    }
-                }
+                let ([Some(node)], (saved, positions, shape)) = (ops.parents, ops.state) else {
+                    return;
+                };
+                let work = Work::floats(2 * elements(&g) + 2 * saved.rotated.len());
+                let gradient = operator("attention, backward", work, || {
+                    attention::backward(&saved, values(&g), positions.view(), positions.shape)
+                });
+                gradients.register::<Flex>(node.id, tensor(gradient, shape));
             }
         }
-        let ((q, q_node), (k, k_node), (v, v_node)) =
-            (q.into_parts(), k.into_parts(), v.into_parts());
-        let (q, k, v) = (contiguous(q), contiguous(k), contiguous(v));
-        let (y, saved) = attend(&q, &k, &v, &positions);
-        match Step.prepare::<C>([q_node, k_node, v_node]).compute_bound().stateful() {
-            OpsKind::Tracked(step) => step.finish((saved, positions, [q.shape(), k.shape()]), y),
+        let (qkv, node) = qkv.into_parts();
+        let qkv = contiguous(qkv);
+        let (y, saved) = attend(&qkv, &positions);
+        match Step.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(step) => step.finish((saved, positions, qkv.shape()), y),
             OpsKind::UnTracked(step) => step.finish(y),
         }
     }
 
     fn fused_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct Step;
-        impl Backward<Flex, 2> for Step {
-            type State = (FlexTensor, FlexTensor);
-            fn backward(
-                self,
-                ops: Ops<Self::State, 2>,
-                gradients: &mut Gradients,
-                _: &mut Checkpointer,
-            ) {
-                let [x_node, weight_node] = ops.parents;
-                let g = contiguous(gradients.consume::<Flex>(&ops.node));
-                let (x, weight) = ops.state;
-                let [out, input] = [weight.shape()[0], weight.shape()[1]];
-                let rows = x.shape().num_elements() / input;
-                let g = Matrix::new(values(&g), rows, out);
-                if let Some(node) = x_node {
-                    let mut dx = zeros_like(&x);
-                    let w = Matrix::new(values(&weight), out, input);
-                    multiply(g, w, 1.0, Output::Replace, &mut dx, Threads::All);
-                    gradients.register::<Flex>(node.id, tensor(dx, x.shape()));
-                }
-                if let Some(node) = weight_node {
-                    let mut dw = zeros_like(&weight);
-                    let x = Matrix::new(values(&x), rows, input);
-                    multiply(g.transposed(), x, 1.0, Output::Replace, &mut dw, Threads::All);
-                    gradients.register::<Flex>(node.id, tensor(dw, weight.shape()));
-                }
-            }
-        }
-        let ((x, x_node), (weight, weight_node)) = (x.into_parts(), weight.into_parts());
-        let (x, weight) = (contiguous(x), contiguous(weight));
-        let y = linear(&x, &weight);
-        match Step.prepare::<C>([x_node, weight_node]).compute_bound().stateful() {
-            OpsKind::Tracked(step) => step.finish((x, weight), y),
-            OpsKind::UnTracked(step) => step.finish(y),
-        }
+        tracked_linears::<C, 2>([x, weight])
+    }
+
+    fn fused_linear_pair(
+        x: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        tracked_linears::<C, 3>([x, first, second])
+    }
+
+    fn fused_linear_triple(
+        x: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        third: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        tracked_linears::<C, 4>([x, first, second, third])
     }
 
     fn fused_rounding(x: FloatTensor<Self>) -> FloatTensor<Self> {

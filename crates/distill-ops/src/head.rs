@@ -5,9 +5,10 @@ use burn::tensor::{Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::cpu::loss::{self, Options, Row, Sums, Target};
-use crate::cpu::product::{Matrix, Output, Threads, multiply};
+use crate::cpu::product::{Destination, Matrix, Threads, multiply, product};
 use crate::flex::{contiguous, tensor, values};
 use crate::is_fused;
+use crate::profile::{Work, operator};
 
 /// Tokens a tile.
 const TILE: usize = 256;
@@ -58,48 +59,70 @@ impl HeadInput<'_> {
         });
         let (hidden, head) = (values(&hidden), Matrix::new(values(&head), vocabulary, width));
         let mut hidden_gradient = vec![0.0; tokens * width];
-        let mut head_gradient = vec![0.0; rows * width];
-        let tile = TILE.min(tokens);
-        let mut student = vec![0.0; tile * vocabulary];
-        let mut theirs = vec![0.0; if teacher.is_some() { tile * vocabulary } else { 0 }];
+        let mut head_gradient = Vec::new();
+        // Of the first tile, which is the longest.
+        let (mut student, mut theirs) = (Vec::new(), Vec::new());
         let mut sums = Sums::default();
         for start in (0..tokens).step_by(TILE) {
             let count = TILE.min(tokens - start);
             let x = Matrix::new(&hidden[start * width..], count, width);
-            let student = &mut student[..count * vocabulary];
-            multiply(x, head.transposed(), 1.0, Output::Replace, student, Threads::All);
+            let work = Work::product(count, vocabulary, width);
+            let student = operator("head", work, || logits(x, head, &mut student));
             let row = |(i, logits, target)| Row {
                 logits,
                 target,
                 label: self.labels[start + i] as usize,
                 share: self.shares[start + i],
             };
-            let logits = student.par_chunks_mut(vocabulary).enumerate();
+            let logits_of = student.par_chunks_mut(vocabulary).enumerate();
+            let losses = Work::floats(2 * count * vocabulary);
             let found = match &teacher {
-                None => loss::rows(logits.map(|(i, z)| row((i, z, Target::None))), self.options),
+                None => operator("loss", losses, || {
+                    loss::rows(logits_of.map(|(i, z)| row((i, z, Target::None))), self.options)
+                }),
                 Some((hidden, head, width)) => {
                     let x = Matrix::new(&values(hidden)[start * width..], count, *width);
                     let head = Matrix::new(values(head), vocabulary, *width);
-                    let theirs = &mut theirs[..count * vocabulary];
-                    multiply(x, head.transposed(), 1.0, Output::Replace, theirs, Threads::All);
-                    let both = logits.zip(theirs.par_chunks_mut(vocabulary));
+                    let work = Work::product(count, vocabulary, *width);
+                    let theirs = operator("teacher's head", work, || logits(x, head, &mut theirs));
+                    let both = logits_of.zip(theirs.par_chunks_mut(vocabulary));
                     let rows = both.map(|((i, z), y)| row((i, z, Target::Logits(y))));
-                    loss::rows(rows, self.options)
+                    operator("loss", losses.times(2), || loss::rows(rows, self.options))
                 }
             };
             sums.divergence += found.divergence;
             sums.cross_entropy += found.cross_entropy;
             let slopes = Matrix::new(student, count, vocabulary);
             let out = &mut hidden_gradient[start * width..(start + count) * width];
-            multiply(slopes, head, 1.0, Output::Replace, out, Threads::All);
-            multiply(slopes.transposed(), x, 1.0, Output::Add, &mut head_gradient, Threads::All);
+            operator("head, backward", work.times(2), || {
+                multiply(slopes, head, 1.0, Destination::replace(out, width), Threads::All);
+                if head_gradient.is_empty() {
+                    head_gradient = product(slopes.transposed(), x);
+                } else {
+                    let out = Destination::add(&mut head_gradient, width);
+                    multiply(slopes.transposed(), x, 1.0, out, Threads::All);
+                }
+            });
         }
+        head_gradient.resize(rows * width, 0.0);
         Some(HeadLoss {
             sums,
             hidden_gradient: device(hidden_gradient, [tokens, width]),
             head_gradient: device(head_gradient, [rows, width]),
         })
     }
+}
+
+/// Logits of a tile, in memory that the first tile asked for.
+fn logits<'a>(x: Matrix<'_>, head: Matrix<'_>, room: &'a mut Vec<f32>) -> &'a mut [f32] {
+    if room.is_empty() {
+        *room = product(x, head.transposed());
+        return room;
+    }
+    let room = &mut room[..x.height() * head.height()];
+    let out = Destination::replace(room, head.height());
+    multiply(x, head.transposed(), 1.0, out, Threads::All);
+    room
 }
 
 fn host<const D: usize>(tensor: Tensor<D>) -> burn::backend::flex::FlexTensor {

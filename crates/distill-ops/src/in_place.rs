@@ -10,6 +10,7 @@ use burn::tensor::Tensor;
 use crate::cpu::adamw::{self, Update};
 use crate::cpu::rounding::{self, Grid};
 use crate::flex::{contiguous, tensor, values};
+use crate::profile::{Work, operator};
 use crate::{is_fused, plain};
 
 fn host(x: &Tensor<1>) -> Option<FlexTensor> {
@@ -24,8 +25,10 @@ fn device(x: FlexTensor) -> Tensor<1> {
 /// A flat tensor of whole blocks on a grid.
 pub fn round(grid: Grid, x: &Tensor<1>) -> Option<Tensor<1>> {
     let x = host(x)?;
-    let mut y = vec![0.0; values(&x).len()];
-    rounding::round(grid, values(&x), &mut y);
+    let elements = values(&x).len();
+    let y = operator("weight rounding", Work::floats(2 * elements), || {
+        rounding::rounded(grid, values(&x))
+    });
     Some(device(tensor(y, burn::backend::TensorMetadata::shape(&x))))
 }
 
@@ -33,7 +36,9 @@ pub fn round(grid: Grid, x: &Tensor<1>) -> Option<Tensor<1>> {
 pub fn straight_through_q4_0(weights: &Tensor<1>, gradient: &Tensor<1>) -> Option<Tensor<1>> {
     let weights = host(weights)?;
     let mut gradient = host(gradient)?;
-    rounding::straight_through_q4_0(values(&weights), gradient.storage_mut());
+    operator("weight rounding, backward", Work::floats(3 * values(&weights).len()), || {
+        rounding::straight_through_q4_0(values(&weights), gradient.storage_mut());
+    });
     Some(device(gradient))
 }
 
@@ -42,18 +47,22 @@ pub fn straight_through_q4_0(weights: &Tensor<1>, gradient: &Tensor<1>) -> Optio
 pub fn add_rows(table: Tensor<1>, ids: &[u32], rows: Tensor<1>, width: usize) -> Tensor<1> {
     let Some(rows) = host(&rows) else { return plain::add_rows(table, ids, rows, width) };
     let mut table = contiguous(table.try_into_primitive::<Flex>().expect("on one device"));
-    let sums = table.storage_mut::<f32>();
-    for (&id, row) in ids.iter().zip(values(&rows).chunks_exact(width)) {
-        let sum = &mut sums[id as usize * width..][..width];
-        sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
-    }
+    operator("embedding, backward", Work::floats(3 * ids.len() * width), || {
+        let sums = table.storage_mut::<f32>();
+        for (&id, row) in ids.iter().zip(values(&rows).chunks_exact(width)) {
+            let sum = &mut sums[id as usize * width..][..width];
+            sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+        }
+    });
     device(table)
 }
 
 /// Σ x².
 pub fn sum_of_squares(x: &Tensor<1>) -> f64 {
     match host(x) {
-        Some(x) => adamw::sum_of_squares(values(&x)),
+        Some(x) => operator("gradient norm", Work::floats(values(&x).len()), || {
+            adamw::sum_of_squares(values(&x))
+        }),
         None => plain::sum_of_squares(x.clone()),
     }
 }
@@ -64,7 +73,9 @@ pub fn adamw(state: [Tensor<1>; 3], gradient: Tensor<1>, by: Update) -> [Tensor<
     let Some(gradient) = host(&gradient) else { return plain::adamw(state, gradient, by) };
     let [mut weights, mut m, mut v] =
         state.map(|x| contiguous(x.try_into_primitive::<Flex>().expect("on one device")));
-    let all = (weights.storage_mut(), m.storage_mut(), v.storage_mut());
-    adamw::update(all.0, values(&gradient), all.1, all.2, by);
+    operator("adamw", Work::floats(7 * values(&gradient).len()), || {
+        let all = (weights.storage_mut(), m.storage_mut(), v.storage_mut());
+        adamw::update(all.0, values(&gradient), all.1, all.2, by);
+    });
     [weights, m, v].map(device)
 }

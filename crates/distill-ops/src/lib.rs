@@ -5,6 +5,7 @@
 
 pub mod cpu;
 pub mod plain;
+pub mod profile;
 
 mod flex;
 mod head;
@@ -35,12 +36,12 @@ pub fn rms_norm(x: Tensor<3>, weight: Tensor<1>, norm: Norm) -> Tensor<3> {
     Tensor::from_dispatch(Dispatch::fused_norm(x.into_dispatch(), weight.into_dispatch(), norm))
 }
 
-/// σ(gate) ∘ up, of one shape.
-pub fn gated(kind: Gate, gate: Tensor<3>, up: Tensor<3>) -> Tensor<3> {
-    if !is_fused(&gate.device()) {
-        return plain::gated(kind, gate, up);
+/// σ(gate) ∘ up, which lie side by side: `[batch, tokens, 2 · inner]` → `[batch, tokens, inner]`.
+pub fn gated(kind: Gate, gate_and_up: Tensor<3>) -> Tensor<3> {
+    if !is_fused(&gate_and_up.device()) {
+        return plain::gated(kind, gate_and_up);
     }
-    Tensor::from_dispatch(Dispatch::fused_gate(gate.into_dispatch(), up.into_dispatch(), kind))
+    Tensor::from_dispatch(Dispatch::fused_gate(gate_and_up.into_dispatch(), kind))
 }
 
 /// `x` `[batch, tokens, in]` times `weight` `[out, in]` transposed: `[batch, tokens, out]`.
@@ -49,6 +50,21 @@ pub fn linear(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
         return plain::linear(x, weight);
     }
     Tensor::from_dispatch(Dispatch::fused_linear(x.into_dispatch(), weight.into_dispatch()))
+}
+
+/// `x` `[batch, tokens, in]` times each of some matrices `[out, in]` transposed, the results side by
+/// side: `[batch, tokens, Σ out]`. Fused for one to three matrices.
+pub fn linears<const N: usize>(x: Tensor<3>, weights: [Tensor<2>; N]) -> Tensor<3> {
+    if !is_fused(&x.device()) {
+        return plain::linears(x, weights);
+    }
+    let of = |weight: &Tensor<2>| weight.clone().into_dispatch();
+    Tensor::from_dispatch(match &weights[..] {
+        [a] => Dispatch::fused_linear(x.into_dispatch(), of(a)),
+        [a, b] => Dispatch::fused_linear_pair(x.into_dispatch(), of(a), of(b)),
+        [a, b, c] => Dispatch::fused_linear_triple(x.into_dispatch(), of(a), of(b), of(c)),
+        _ => return plain::linears(x, weights),
+    })
 }
 
 /// x on the grid of activations (Q8_0 in blocks of 32 along the last dimension, scale in f32); the
@@ -61,15 +77,12 @@ pub fn round_activations(x: &Tensor<3>) -> Option<Tensor<3>> {
 /// Causal grouped-query attention with rotary positions, within documents.
 ///
 /// # Shapes
-/// `q`, result: `[batch, tokens, heads · head_dim]`; `k`, `v`: `[batch, tokens, kv_heads · head_dim]`.
-pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, positions: &Positions) -> Tensor<3> {
-    if !is_fused(&q.device()) {
-        return plain::attention(q, k, v, positions);
+/// `qkv`: queries, keys and values side by side, `[batch, tokens, (heads + 2 · kv_heads) · head_dim]`;
+/// result: `[batch, tokens, heads · head_dim]`.
+pub fn attention(qkv: Tensor<3>, positions: &Positions) -> Tensor<3> {
+    if !is_fused(&qkv.device()) {
+        return plain::attention(qkv, positions);
     }
-    Tensor::from_dispatch(Dispatch::fused_attention(
-        q.into_dispatch(),
-        k.into_dispatch(),
-        v.into_dispatch(),
-        positions.layout.clone(),
-    ))
+    let layout = positions.layout.clone();
+    Tensor::from_dispatch(Dispatch::fused_attention(qkv.into_dispatch(), layout))
 }

@@ -18,12 +18,20 @@ pub fn rms_norm(x: Tensor<3>, weight: Tensor<1>, norm: Norm) -> Tensor<3> {
 }
 
 /// See [`crate::gated`].
-pub fn gated(kind: Gate, gate: Tensor<3>, up: Tensor<3>) -> Tensor<3> {
+pub fn gated(kind: Gate, gate_and_up: Tensor<3>) -> Tensor<3> {
+    let inner = gate_and_up.dims()[2] / 2;
+    let gate = gate_and_up.clone().narrow(2, 0, inner);
+    let up = gate_and_up.narrow(2, inner, inner);
     let gate = match kind {
         Gate::Silu => activation::silu(gate),
         Gate::GeluTanh => activation::gelu_approximate(gate),
     };
     gate * up
+}
+
+/// See [`crate::linears`].
+pub fn linears<const N: usize>(x: Tensor<3>, weights: [Tensor<2>; N]) -> Tensor<3> {
+    Tensor::cat(weights.map(|weight| linear(x.clone(), weight)).to_vec(), 2)
 }
 
 /// See [`crate::linear`].
@@ -34,30 +42,31 @@ pub fn linear(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
 }
 
 /// See [`crate::attention`].
-pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, positions: &Positions) -> Tensor<3> {
-    attention_rounding(q, k, v, positions, |x| x)
+pub fn attention(qkv: Tensor<3>, positions: &Positions) -> Tensor<3> {
+    attention_rounding(qkv, positions, |x| x)
 }
 
 /// The same with keys (rotated) and values `[batch, kv_heads, tokens, head_dim]` rounded as a cache
 /// stores them.
 pub fn attention_rounding(
-    q: Tensor<3>,
-    k: Tensor<3>,
-    v: Tensor<3>,
+    qkv: Tensor<3>,
     positions: &Positions,
     round: fn(Tensor<4>) -> Tensor<4>,
 ) -> Tensor<3> {
     let Shape { batch, tokens, heads, kv_heads, head_dim } = positions.layout.shape;
-    let tensors = positions.tensors(&q.device());
-    let tracked = q.is_autodiff();
+    let tensors = positions.tensors(&qkv.device());
+    let tracked = qkv.is_autodiff();
     let own = |x: &Tensor<4>| if tracked { x.clone().autodiff() } else { x.clone() };
     let (cos, sin) = (own(&tensors.cos), own(&tensors.sin));
     let bias = if tracked { tensors.bias.clone().autodiff() } else { tensors.bias.clone() };
     // [batch, tokens, n · head_dim] → [batch, n, tokens, head_dim]
-    let split = |x: Tensor<3>, n: usize| x.reshape([batch, tokens, n, head_dim]).swap_dims(1, 2);
-    let q = rotate(split(q, heads), &cos, &sin);
-    let k = round(rotate(split(k, kv_heads), &cos, &sin));
-    let v = round(split(v, kv_heads));
+    let split = |first: usize, n: usize| {
+        let x = qkv.clone().narrow(2, first * head_dim, n * head_dim);
+        x.reshape([batch, tokens, n, head_dim]).swap_dims(1, 2)
+    };
+    let q = rotate(split(0, heads), &cos, &sin);
+    let k = round(rotate(split(heads, kv_heads), &cos, &sin));
+    let v = round(split(heads + kv_heads, kv_heads));
     // The query heads of a group share its keys: fold them into the token dimension.
     let group = heads / kv_heads;
     let q = q.reshape([batch, kv_heads, group * tokens, head_dim]);

@@ -2,7 +2,9 @@
 //! CPU backends.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use distill_ops::{Gate, Norm, Positions, Shape, attention, gated, linear, plain, rms_norm};
+use distill_ops::{
+    Gate, Norm, Positions, Shape, attention, gated, linear, linears, plain, rms_norm,
+};
 
 fn values(n: usize, seed: f32) -> Vec<f32> {
     (0..n).map(|i| 1.2 * (i as f32 * 0.73 + seed).sin()).collect()
@@ -90,7 +92,7 @@ fn norms() {
 #[test]
 fn gates() {
     for kind in [Gate::Silu, Gate::GeluTanh] {
-        check([&[2, 3, 20]; 2], &|[g, u]| gated(kind, g, u), &|[g, u]| plain::gated(kind, g, u));
+        check([&[2, 3, 20]], &|[x]| gated(kind, x), &|[x]| plain::gated(kind, x));
     }
 }
 
@@ -99,6 +101,20 @@ fn products() {
     check([&[2, 5, 12], &[7, 12]], &|[x, w]| linear(x, matrix(w)), &|[x, w]| {
         plain::linear(x, matrix(w))
     });
+    let two = |[a, b]: [Tensor<3>; 2]| [matrix(a), matrix(b)];
+    let three = |[a, b, c]: [Tensor<3>; 3]| [matrix(a), matrix(b), matrix(c)];
+    check([&[2, 5, 12], &[7, 12], &[33, 12]], &|[x, a, b]| linears(x, two([a, b])), &|[
+        x,
+        a,
+        b,
+    ]| {
+        plain::linears(x, two([a, b]))
+    });
+    check(
+        [&[1, 300, 12], &[7, 12], &[3, 12], &[40, 12]],
+        &|[x, a, b, c]| linears(x, three([a, b, c])),
+        &|[x, a, b, c]| plain::linears(x, three([a, b, c])),
+    );
 }
 
 #[test]
@@ -107,9 +123,7 @@ fn attention_within_documents() {
     let documents: Vec<u32> = (0..140).map(|i| [0, 1, 2][i % 70 / 30]).collect();
     let ids: Vec<u32> = (0..140).map(|i| i % 70 % 30).collect();
     let positions = || Positions::packed(shape, &[1.0, 0.5, 0.1, 0.01], &ids, &documents);
-    check(
-        [&[2, 70, 32], &[2, 70, 16], &[2, 70, 16]],
-        &|[q, k, v]| attention(q, k, v, &positions()),
-        &|[q, k, v]| plain::attention(q, k, v, &positions()),
-    );
+    check([&[2, 70, 64]], &|[qkv]| attention(qkv, &positions()), &|[qkv]| {
+        plain::attention(qkv, &positions())
+    });
 }

@@ -17,6 +17,9 @@ use distill_train::optimizer::{AdamW, clip, global_norm};
 use distill_train::teacher::{LocalTeacher, Teacher};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    rayon::scope(|_| work().map_err(|e| e.to_string())).map_err(Into::into)
+}
+fn work() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [loss, rest @ ..] = &arguments[..] else { return Err("which loss?".into()) };
     let number = |i: usize, default| rest.get(i).map_or(Ok(default), |text| text.parse());
@@ -51,7 +54,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let batch = batch(sequences, tokens, config.vocab_size);
     let mut seconds = Vec::new();
     let mut last = 0.0;
-    for _ in 0..steps {
+    for step in 0..steps {
+        if step == 1 && std::env::var_os("PROFILE").is_some() {
+            distill_ops::profile::start();
+        }
         let begin = Instant::now();
         let live = quantize(&masters, &grids);
         let signal = teacher.as_ref().map(|teacher| teacher.signal(&batch)).transpose()?;
@@ -73,6 +79,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             optimizer.update(masters, gradients, clip, 1e-4)
         });
         seconds.push(begin.elapsed().as_secs_f64());
+    }
+    if let Some(p) = distill_ops::profile::stop() {
+        for (n, o) in &p.operators {
+            eprintln!("{n:28} {:6} {:8.4} s {:5.2} cpus {:7.1} GB/s {:7.1} GFLOP/s", o.calls, o.times.wall, o.times.processor/o.times.wall, o.bytes as f64/o.times.wall*1e-9, o.flops as f64/o.times.wall*1e-9);
+        }
+        let sum: f64 = p.operators.values().map(|o| o.times.wall).sum();
+        let cpu: f64 = p.operators.values().map(|o| o.times.processor).sum();
+        eprintln!("all {:.3} s, {:.2} cpus; others {:.3} s {:.2} cpus", p.all.wall, p.all.processor/p.all.wall, p.all.wall-sum, (p.all.processor-cpu)/(p.all.wall-sum));
     }
     println!(
         "{{\"seconds\": {seconds:?}, \"tokens\": {}, \"loss\": {last}, \"peak_bytes\": {}}}",

@@ -1,11 +1,16 @@
 //! Gated units (Shazeer 2020): `y = σ(gate) ∘ up`, with σ of SwiGLU or GeGLU.
 
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
+use super::scratch::filled;
 use super::vector::{exp, simd};
 
-/// Elements that a thread takes at a time.
-const CHUNK: usize = 1 << 14;
+/// Rows that a thread takes at a time.
+const ROWS: usize = 8;
 
 /// The activation of a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,67 +43,94 @@ impl Gate {
     }
 }
 
-/// σ(gate) ∘ up. All slices have one length.
-pub fn forward(kind: Gate, gate: &[f32], up: &[f32], y: &mut [f32]) {
-    y.par_chunks_mut(CHUNK)
-        .zip(gate.par_chunks(CHUNK))
-        .zip(up.par_chunks(CHUNK))
-        .for_each(|((y, gate), up)| forward_elements(kind, gate, up, y));
+/// σ(gate) ∘ up, from rows that hold both side by side: `x` is `[rows, 2 · inner]`, the result
+/// `[rows, inner]`.
+///
+/// # Panics
+/// If `x` is not whole rows.
+pub fn forward(kind: Gate, x: &[f32], inner: usize) -> Vec<f32> {
+    assert!(x.len().is_multiple_of(2 * inner));
+    let fill = |y: &mut [MaybeUninit<f32>]| {
+        y.par_chunks_mut(ROWS * inner).zip(x.par_chunks(2 * ROWS * inner)).for_each(|(y, x)| {
+            for (y, x) in y.chunks_exact_mut(inner).zip(x.chunks_exact(2 * inner)) {
+                let (gate, up) = x.split_at(inner);
+                forward_elements(kind, gate, up, y);
+            }
+        });
+    };
+    // SAFETY: the chunks are all rows, and each row is written.
+    unsafe { filled(x.len() / 2, fill) }
 }
 
-/// Gradients of gate and up from that of y: ∂gate = g ∘ up ∘ σ′(gate), ∂up = g ∘ σ(gate).
-pub fn backward(
-    kind: Gate,
-    gate: &[f32],
-    up: &[f32],
-    gradient: &[f32],
-    gate_gradient: &mut [f32],
-    up_gradient: &mut [f32],
-) {
-    gate_gradient
-        .par_chunks_mut(CHUNK)
-        .zip(up_gradient.par_chunks_mut(CHUNK))
-        .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(gradient.par_chunks(CHUNK)))
-        .for_each(|((dgate, dup), ((gate, up), g))| {
-            // The gradient's two factors first, so that a loop writes one slice.
-            slopes(kind, gate, dgate, dup);
-            times(g, up, dgate, dup);
-        });
+/// The gradient of `x` from that of the result: of the gate g ∘ up ∘ σ′(gate), of up g ∘ σ(gate).
+///
+/// # Panics
+/// If `x` is not whole rows, or `gradient` not half as long.
+pub fn backward(kind: Gate, x: &[f32], inner: usize, gradient: &[f32]) -> Vec<f32> {
+    assert!(x.len().is_multiple_of(2 * inner) && gradient.len() == x.len() / 2);
+    let fill = |dx: &mut [MaybeUninit<f32>]| {
+        dx.par_chunks_mut(2 * ROWS * inner)
+            .zip(x.par_chunks(2 * ROWS * inner))
+            .zip(gradient.par_chunks(ROWS * inner))
+            .for_each(|((dx, x), g)| {
+                for ((dx, x), g) in dx
+                    .chunks_exact_mut(2 * inner)
+                    .zip(x.chunks_exact(2 * inner))
+                    .zip(g.chunks_exact(inner))
+                {
+                    let ((gate, up), (dgate, dup)) = (x.split_at(inner), dx.split_at_mut(inner));
+                    backward_elements(kind, (gate, up), g, dgate, dup);
+                }
+            });
+    };
+    // SAFETY: the chunks are all rows, and each row is written.
+    unsafe { filled(x.len(), fill) }
 }
 
 simd! {
-    fn forward_elements<'a>(kind: Gate, gate: &'a [f32], up: &'a [f32], y: &'a mut [f32]) -> () {
+    fn forward_elements<'a>(
+        kind: Gate,
+        gate: &'a [f32],
+        up: &'a [f32],
+        y: &'a mut [MaybeUninit<f32>],
+    ) -> () {
         match kind {
             Gate::Silu => {
                 for ((y, x), up) in y.iter_mut().zip(gate).zip(up) {
-                    *y = Gate::Silu.value_and_slope(*x).0 * up;
+                    y.write(Gate::Silu.value_and_slope(*x).0 * up);
                 }
             }
             Gate::GeluTanh => {
                 for ((y, x), up) in y.iter_mut().zip(gate).zip(up) {
-                    *y = Gate::GeluTanh.value_and_slope(*x).0 * up;
+                    y.write(Gate::GeluTanh.value_and_slope(*x).0 * up);
                 }
             }
         }
     }
 
-    /// σ′ and σ of the gate.
-    fn slopes<'a>(kind: Gate, gate: &'a [f32], slope: &'a mut [f32], value: &'a mut [f32]) -> () {
-        let all = value.iter_mut().zip(slope).zip(gate);
+    fn backward_elements<'a>(
+        kind: Gate,
+        x: (&'a [f32], &'a [f32]),
+        g: &'a [f32],
+        dgate: &'a mut [MaybeUninit<f32>],
+        dup: &'a mut [MaybeUninit<f32>],
+    ) -> () {
+        let all = dgate.iter_mut().zip(dup).zip(x.0.iter().zip(x.1).zip(g));
         match kind {
-            Gate::Silu => all.for_each(|((v, s), x)| (*v, *s) = Gate::Silu.value_and_slope(*x)),
-            Gate::GeluTanh => {
-                all.for_each(|((v, s), x)| (*v, *s) = Gate::GeluTanh.value_and_slope(*x));
+            Gate::Silu => {
+                for ((dgate, dup), ((x, up), g)) in all {
+                    let (value, slope) = Gate::Silu.value_and_slope(*x);
+                    dgate.write(g * up * slope);
+                    dup.write(g * value);
+                }
             }
-        }
-    }
-
-    fn times<'a>(g: &'a [f32], up: &'a [f32], slope: &'a mut [f32], value: &'a mut [f32]) -> () {
-        for ((slope, g), up) in slope.iter_mut().zip(g).zip(up) {
-            *slope *= g * up;
-        }
-        for (value, g) in value.iter_mut().zip(g) {
-            *value *= g;
+            Gate::GeluTanh => {
+                for ((dgate, dup), ((x, up), g)) in all {
+                    let (value, slope) = Gate::GeluTanh.value_and_slope(*x);
+                    dgate.write(g * up * slope);
+                    dup.write(g * value);
+                }
+            }
         }
     }
 }

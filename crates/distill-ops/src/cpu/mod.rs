@@ -11,4 +11,5 @@ pub mod loss;
 pub mod norm;
 pub mod product;
 pub mod rounding;
+pub(crate) mod scratch;
 pub mod vector;

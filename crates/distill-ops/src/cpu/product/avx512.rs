@@ -9,12 +9,12 @@
 //! threads there are.
 
 use std::arch::x86_64::*;
-use std::cell::RefCell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Matrix, Output, Threads};
+use super::{Matrix, Out, Threads};
+use crate::cpu::scratch;
 
 /// Most rows of a tile.
 const ROWS: usize = 14;
@@ -27,32 +27,9 @@ const SHARED: usize = 320 << 10;
 /// Elements of the inner dimension between two requests to the memory: those of a cache line.
 const CHUNK: usize = 16;
 
-/// A register, aligned.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
-const ZERO: Line = Line([0.0; 16]);
-
 /// Whether this CPU can.
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx512f")
-}
-
-thread_local! {
-    /// Buffers to pack into, kept from product to product.
-    static BUFFERS: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Hands out a buffer of that many lines, whatever they hold.
-fn with_buffer<T>(lines: usize, work: impl FnOnce(&mut [Line]) -> T) -> T {
-    let mut buffer = BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_default();
-    if buffer.len() < lines {
-        buffer.resize(lines, ZERO);
-    }
-    let result = work(&mut buffer[..lines]);
-    BUFFERS.with_borrow_mut(|buffers| buffers.push(buffer));
-    result
 }
 
 /// Rows of `a`, or columns of `b`, in panels of nearly the same width.
@@ -82,9 +59,9 @@ impl Panels {
         }
     }
 
-    /// Lines of a packed panel; the last store of rows may write beyond them.
-    fn lines(self, depth: usize) -> usize {
-        (depth * self.width).div_ceil(16) + 1
+    /// Elements of a packed panel, whole cache lines; the last store of rows writes beyond them.
+    fn packed(self, depth: usize) -> usize {
+        (depth * self.width).next_multiple_of(16) + 16
     }
 }
 
@@ -129,8 +106,9 @@ impl<'a> Operand<'a> {
         self.data.as_ptr().wrapping_add(self.panels.of(panel).start * self.stride)
     }
 
-    fn lines(&self) -> usize {
-        self.panels.lines(self.depth)
+    /// Elements of a packed panel.
+    fn packed(&self) -> usize {
+        self.panels.packed(self.depth)
     }
 
     /// Copies a panel: for each k the elements of its rows, or of its columns and zeros.
@@ -138,12 +116,12 @@ impl<'a> Operand<'a> {
     /// # Safety
     /// `available()` was true; the data are those that the shape names.
     #[target_feature(enable = "avx512f")]
-    unsafe fn pack(&self, panel: usize, out: &mut [Line]) {
-        assert!(out.len() >= self.lines());
+    unsafe fn pack(&self, panel: usize, out: &mut [f32]) {
+        assert!(out.len() >= self.packed());
         let from = self.panel(panel);
         let count = self.panels.of(panel).len();
         let width = if self.panels.width == COLUMNS { COLUMNS } else { count };
-        let out = out.as_mut_ptr().cast::<f32>();
+        let out = out.as_mut_ptr();
         for half in (0..width).step_by(16) {
             let count = count.saturating_sub(half).min(16);
             let from = from.wrapping_add(half * self.stride);
@@ -193,41 +171,19 @@ struct Ahead {
     chunk: usize,
 }
 
-/// The output, of which every task writes tiles of its own.
-#[derive(Clone, Copy)]
-struct Out {
-    data: *mut f32,
-    stride: usize,
-    scale: f32,
-    add: bool,
-}
-
-// SAFETY: tasks write to different tiles.
-unsafe impl Send for Out {}
-// SAFETY: as above.
-unsafe impl Sync for Out {}
-
-/// `out = scale · a · b`, or that added to it.
+/// The product, into `out`.
 ///
 /// # Safety
-/// `available()` was true; `out` has `a.rows · b.columns` elements, and nobody else uses it.
-pub(super) unsafe fn multiply(
-    a: Matrix<'_>,
-    b: Matrix<'_>,
-    scale: f32,
-    output: Output,
-    out: *mut f32,
-    threads: Threads,
-) {
+/// `available()` was true; `out` has room for the product, and nobody else uses it.
+pub(super) unsafe fn multiply(a: Matrix<'_>, b: Matrix<'_>, out: Out, threads: Threads) {
     let (rows, columns) = (Operand::rows(a), Operand::columns(b));
     let blocks = a.columns.div_ceil(DEPTH);
     for block in 0..blocks {
         let depth = a.columns * block / blocks..a.columns * (block + 1) / blocks;
-        let add = output == Output::Add || block > 0;
         let product = Product {
             a: rows.block(depth.clone()),
             b: columns.block(depth),
-            out: Out { data: out, stride: b.columns, scale, add },
+            out: Out { add: out.add || block > 0, ..out },
         };
         // SAFETY: the caller's contract.
         unsafe { product.run(threads) };
@@ -248,20 +204,20 @@ impl Product<'_> {
     unsafe fn run(self, threads: Threads) {
         let rows_are_shared = self.a.panels.count <= self.b.panels.count;
         let (shared, own) = if rows_are_shared { (self.a, self.b) } else { (self.b, self.a) };
-        let near = (SHARED / (16 * shared.lines())).max(1);
+        let near = (SHARED / shared.packed()).max(1);
         for first in (0..shared.panels.panels).step_by(near) {
             let part = first..shared.panels.panels.min(first + near);
-            with_buffer(part.len() * shared.lines(), |packed| {
-                let pack = |(i, packed): (usize, &mut [Line])| {
+            scratch::with(part.len() * shared.packed(), |packed| {
+                let pack = |(i, packed): (usize, &mut [f32])| {
                     // SAFETY: the caller's contract.
                     unsafe { shared.pack(first + i, packed) };
                 };
                 match threads {
                     Threads::One => {
-                        packed.chunks_exact_mut(shared.lines()).enumerate().for_each(pack);
+                        packed.chunks_exact_mut(shared.packed()).enumerate().for_each(pack);
                     }
                     Threads::All => {
-                        packed.par_chunks_exact_mut(shared.lines()).enumerate().for_each(pack);
+                        packed.par_chunks_exact_mut(shared.packed()).enumerate().for_each(pack);
                     }
                 }
                 let packed = &*packed;
@@ -293,12 +249,12 @@ impl Product<'_> {
 
     /// Packs panels of `b` and multiplies all rows of `packed` with them.
     #[target_feature(enable = "avx512f")]
-    unsafe fn tiles_of_columns(self, rows: Range<usize>, packed: &[Line], panels: Range<usize>) {
-        with_buffer(self.b.lines(), |own| {
+    unsafe fn tiles_of_columns(self, rows: Range<usize>, packed: &[f32], panels: Range<usize>) {
+        scratch::with(self.b.packed(), |own| {
             for panel in panels {
                 // SAFETY: the caller's contract.
                 unsafe { self.b.pack(panel, own) };
-                let packed = packed.chunks_exact(self.a.lines());
+                let packed = packed.chunks_exact(self.a.packed());
                 for (i, (row, packed)) in rows.clone().zip(packed).enumerate() {
                     let ahead = self.b.ahead(panel + 1, i);
                     // SAFETY: as above.
@@ -310,12 +266,12 @@ impl Product<'_> {
 
     /// Packs panels of `a` and multiplies them with all columns of `packed`.
     #[target_feature(enable = "avx512f")]
-    unsafe fn tiles_of_rows(self, columns: Range<usize>, packed: &[Line], panels: Range<usize>) {
-        with_buffer(self.a.lines(), |own| {
+    unsafe fn tiles_of_rows(self, columns: Range<usize>, packed: &[f32], panels: Range<usize>) {
+        scratch::with(self.a.packed(), |own| {
             for panel in panels {
                 // SAFETY: the caller's contract.
                 unsafe { self.a.pack(panel, own) };
-                let packed = packed.chunks_exact(self.b.lines());
+                let packed = packed.chunks_exact(self.b.packed());
                 for (i, (column, packed)) in columns.clone().zip(packed).enumerate() {
                     let ahead = self.a.ahead(panel + 1, i);
                     // SAFETY: as above.
@@ -328,9 +284,9 @@ impl Product<'_> {
     /// The tile of a panel of rows and one of columns.
     #[target_feature(enable = "avx512f")]
     #[inline]
-    unsafe fn tile(self, [row, column]: [usize; 2], packed: [&[Line]; 2], ahead: Option<Ahead>) {
+    unsafe fn tile(self, [row, column]: [usize; 2], packed: [&[f32]; 2], ahead: Option<Ahead>) {
         let (rows, columns) = (self.a.panels.of(row), self.b.panels.of(column));
-        let [a, b] = packed.map(|lines| lines.as_ptr().cast::<f32>());
+        let [a, b] = packed.map(<[f32]>::as_ptr);
         let ahead = ahead.unwrap_or(Ahead { streams: [a, b], chunk: 0 });
         // SAFETY: the caller's contract: the packed panels are whole, the tile is in the output.
         unsafe {

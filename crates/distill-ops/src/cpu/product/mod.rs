@@ -6,8 +6,13 @@
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+
 use gemm::Parallelism;
 use rayon::prelude::*;
+
+use super::scratch::filled;
 
 /// A matrix in a slice: element (r, c) is `data[r · row_stride + c · column_stride]`.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +34,20 @@ impl<'a> Matrix<'a> {
         Self { data, rows, columns, row_stride: columns, column_stride: 1 }
     }
 
+    /// Rows of `columns` elements, `stride` apart.
+    ///
+    /// # Panics
+    /// If the slice is shorter.
+    pub fn strided(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
+        assert!(columns <= stride && data.len() >= reach(rows, columns, stride));
+        Self { data, rows, columns, row_stride: stride, column_stride: 1 }
+    }
+
+    /// How many rows.
+    pub fn height(self) -> usize {
+        self.rows
+    }
+
     /// Some consecutive rows.
     fn rows(self, first: usize, count: usize) -> Self {
         assert!(first + count <= self.rows);
@@ -47,13 +66,38 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// What happens to what stands in the output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// It is replaced.
-    Replace,
-    /// The product is added to it.
-    Add,
+/// Elements from the first to the last of a matrix.
+fn reach(rows: usize, columns: usize, stride: usize) -> usize {
+    if rows == 0 { 0 } else { (rows - 1) * stride + columns }
+}
+
+/// Where a product goes: rows that are `stride` elements apart.
+#[derive(Debug)]
+pub struct Destination<'a> {
+    data: *mut f32,
+    len: usize,
+    stride: usize,
+    add: bool,
+    life: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> Destination<'a> {
+    /// The product replaces what stands there.
+    pub fn replace(data: &'a mut [f32], stride: usize) -> Self {
+        let (data, len) = (data.as_mut_ptr(), data.len());
+        Self { data, len, stride, add: false, life: PhantomData }
+    }
+
+    /// The product is added to what stands there.
+    pub fn add(data: &'a mut [f32], stride: usize) -> Self {
+        Self { add: true, ..Self::replace(data, stride) }
+    }
+
+    /// The product is the first that stands there.
+    pub fn fill(data: &'a mut [MaybeUninit<f32>], stride: usize) -> Self {
+        let (data, len) = (data.as_mut_ptr().cast(), data.len());
+        Self { data, len, stride, add: false, life: PhantomData }
+    }
 }
 
 /// How many threads work on a product.
@@ -68,67 +112,86 @@ pub enum Threads {
 /// Rows of a product that are worth a task of their own.
 const TASK: usize = 128;
 
-/// `out = scale · a · b`, row-major `[a.rows, b.columns]`, or that added to it.
+/// `a · b` on all threads, row-major `[a.rows, b.columns]`, in memory of its own.
+pub fn product(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
+    let fill = |out: &mut [MaybeUninit<f32>]| {
+        multiply(a, b, 1.0, Destination::fill(out, b.columns), Threads::All);
+    };
+    // SAFETY: a product writes each of its elements.
+    unsafe { filled(a.rows * b.columns, fill) }
+}
+
+/// `scale · a · b`, `[a.rows, b.columns]`. Every element is written.
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn multiply(
-    a: Matrix<'_>,
-    b: Matrix<'_>,
-    scale: f32,
-    output: Output,
-    out: &mut [f32],
-    threads: Threads,
-) {
+pub fn multiply(a: Matrix<'_>, b: Matrix<'_>, scale: f32, out: Destination<'_>, threads: Threads) {
     assert_eq!(a.columns, b.rows);
-    let out = &mut out[..a.rows * b.columns];
-    if out.is_empty() {
+    assert!(b.columns <= out.stride && out.len >= reach(a.rows, b.columns, out.stride));
+    if a.rows * b.columns == 0 {
         return;
     }
+    let out = Out { data: out.data, stride: out.stride, scale, add: out.add };
     #[cfg(target_arch = "x86_64")]
     if avx512::available() && a.columns > 0 {
-        // SAFETY: the CPU was asked; `out` has the size of the product, and `Matrix::new` checked
-        // the inputs.
-        return unsafe { avx512::multiply(a, b, scale, output, out.as_mut_ptr(), threads) };
+        // SAFETY: the CPU was asked; the destination has the size of the product, and `Matrix::new`
+        // checked the inputs.
+        return unsafe { avx512::multiply(a, b, out, threads) };
     }
+    // SAFETY: as above.
+    let part = |first: usize, rows: usize, parallelism| unsafe {
+        by_gemm(a.rows(first, rows), b, out.from_row(first), parallelism);
+    };
     match threads {
-        Threads::One => product(a, b, scale, output, out, Parallelism::None),
-        Threads::All if a.rows < 2 * TASK => {
-            product(a, b, scale, output, out, Parallelism::Rayon(0));
-        }
+        Threads::One => part(0, a.rows, Parallelism::None),
+        Threads::All if a.rows < 2 * TASK => part(0, a.rows, Parallelism::Rayon(0)),
         // Tasks that need not wait for each other: where another program takes a core away, the
         // other cores go on.
         Threads::All => {
             let rows = a.rows.div_ceil(2 * rayon::current_num_threads()).max(TASK);
-            out.par_chunks_mut(rows * b.columns).enumerate().for_each(|(i, out)| {
-                let a = a.rows(i * rows, out.len() / b.columns);
-                product(a, b, scale, output, out, Parallelism::None);
+            (0..a.rows.div_ceil(rows)).into_par_iter().for_each(|i| {
+                part(i * rows, rows.min(a.rows - i * rows), Parallelism::None);
             });
         }
     }
 }
 
-fn product(
-    a: Matrix<'_>,
-    b: Matrix<'_>,
+/// The output of a product, of which every task writes elements of its own.
+#[derive(Clone, Copy)]
+struct Out {
+    data: *mut f32,
+    stride: usize,
     scale: f32,
-    output: Output,
-    out: &mut [f32],
-    parallelism: Parallelism,
-) {
-    let (m, n, k) = (a.rows, b.columns, a.columns);
-    assert_eq!(out.len(), m * n);
-    // SAFETY: every matrix holds the elements that its shape and strides name: `Matrix::new`
-    // checked the inputs, the assertion above the output; `out` is borrowed exclusively.
+    add: bool,
+}
+
+impl Out {
+    /// # Safety
+    /// The row exists.
+    unsafe fn from_row(self, row: usize) -> Self {
+        // SAFETY: the caller's contract.
+        Self { data: unsafe { self.data.add(row * self.stride) }, ..self }
+    }
+}
+
+// SAFETY: tasks write to different elements.
+unsafe impl Send for Out {}
+// SAFETY: as above.
+unsafe impl Sync for Out {}
+
+/// # Safety
+/// `out` has room for the product, and nobody else uses it.
+unsafe fn by_gemm(a: Matrix<'_>, b: Matrix<'_>, out: Out, parallelism: Parallelism) {
+    // SAFETY: the caller's contract; `Matrix::new` checked the inputs.
     unsafe {
         gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
+            a.rows,
+            b.columns,
+            a.columns,
+            out.data,
             1,
-            n as isize,
-            output == Output::Add,
+            out.stride as isize,
+            out.add,
             a.data.as_ptr(),
             a.column_stride as isize,
             a.row_stride as isize,
@@ -136,7 +199,7 @@ fn product(
             b.column_stride as isize,
             b.row_stride as isize,
             1.0,
-            scale,
+            out.scale,
             false,
             false,
             false,
@@ -180,10 +243,14 @@ mod tests {
             let lefts = [Matrix::new(&a, m, k), Matrix::new(&at, k, m).transposed()];
             let rights = [Matrix::new(&b, k, n), Matrix::new(&bt, n, k).transposed()];
             for (left, right) in lefts.into_iter().flat_map(|l| rights.map(|r| (l, r))) {
-                for (output, base) in [(Output::Replace, 0.0), (Output::Add, 2.0)] {
+                for base in [0.0, 2.0] {
                     let [all, one] = [Threads::All, Threads::One].map(|threads| {
                         let mut out = vec![2.0; m * n];
-                        multiply(left, right, 0.5, output, &mut out, threads);
+                        let destination = match base {
+                            0.0 => Destination::replace(&mut out, n),
+                            _ => Destination::add(&mut out, n),
+                        };
+                        multiply(left, right, 0.5, destination, threads);
                         out
                     });
                     for (found, want) in all.iter().zip(&want) {

@@ -73,8 +73,8 @@ fn assert_every_rule_is_the_scalar_one(values: &[f32]) {
         let check = |name, found: Vec<f32>, rule: &dyn Fn(&[f32]) -> Vec<f32>| {
             target.check(name, values, &found, rule);
         };
-        check("q4_0", on(device, values, fake_quant::q4_0), &exported_q4_0);
-        check("q8_0", on(device, values, fake_quant::q8_0), &exported_q8_0);
+        check("q4_0", on(device, values, |w| fake_quant::q4_0(w, None)), &exported_q4_0);
+        check("q8_0", on(device, values, |w| fake_quant::q8_0(w, None)), &exported_q8_0);
         check(
             "q4_0 straight-through mask",
             on(device, values, |w| fake_quant::q4_0_straight_through(w.clone(), w.ones_like())),
@@ -143,7 +143,7 @@ fn block(fill: impl Fn(usize) -> f32) -> Vec<f32> {
 fn all_zero_blocks_stay_positive_zero() {
     assert_every_rule_is_the_scalar_one(&[0.0; BLOCK]);
     assert_every_rule_is_the_scalar_one(&[-0.0; BLOCK]);
-    let zeros = on(&Device::flex(), &[-0.0; BLOCK], fake_quant::q4_0);
+    let zeros = on(&Device::flex(), &[-0.0; BLOCK], |w| fake_quant::q4_0(w, None));
     assert!(zeros.iter().all(|z| z.to_bits() == 0));
 }
 
@@ -152,7 +152,7 @@ fn a_tie_of_plus_and_minus_absmax_takes_the_positive() {
     assert_every_rule_is_the_scalar_one(&block(|i| if i % 2 == 0 { 1.5 } else { -1.5 }));
     let values = block(|i| if i == 0 { -1.5 } else { 1.5 });
     assert_every_rule_is_the_scalar_one(&values);
-    assert_eq!(on(&Device::flex(), &values, fake_quant::q4_0)[1], 1.5);
+    assert_eq!(on(&Device::flex(), &values, |w| fake_quant::q4_0(w, None))[1], 1.5);
 }
 
 #[test]

@@ -15,9 +15,10 @@ const BLOCK: usize = distill_quant::BLOCK;
 const F16_MAX: f32 = 65_504.0;
 
 /// Rounds a flat tensor to Q4_0 and back. `[elements]`, a multiple of 32; blocks follow each
-/// other, so a matrix must be `[out, in]` with `in` a multiple of 32.
-pub fn q4_0(weights: Tensor<1>) -> Tensor<1> {
-    if let Some(rounded) = distill_ops::round(Grid::Q4_0, &weights) {
+/// other, so a matrix must be `[out, in]` with `in` a multiple of 32. `room` is a tensor of that
+/// size that is no longer needed, if there is one.
+pub fn q4_0(weights: Tensor<1>, room: Option<Tensor<1>>) -> Tensor<1> {
+    if let Some(rounded) = distill_ops::round(Grid::Q4_0, &weights, room) {
         return rounded;
     }
     let (steps, scale) = q4_0_steps(weights);
@@ -28,8 +29,10 @@ pub fn q4_0(weights: Tensor<1>) -> Tensor<1> {
 /// The gradient of Q4_0's values as that of the weights: 0 where the code is clamped.
 /// `[elements]` each.
 pub fn q4_0_straight_through(weights: Tensor<1>, gradient: Tensor<1>) -> Tensor<1> {
-    distill_ops::straight_through_q4_0(&weights, &gradient)
-        .unwrap_or_else(|| gradient * flat(q4_0_steps(weights).0.lower_scalar(16.0).float()))
+    match distill_ops::straight_through_q4_0(&weights, gradient) {
+        Ok(passed) => passed,
+        Err(gradient) => gradient * flat(q4_0_steps(weights).0.lower_scalar(16.0).float()),
+    }
 }
 
 /// `x / d + 8.5` `[blocks, 32]` and the stored scale `[blocks, 1]`.
@@ -43,9 +46,9 @@ fn q4_0_steps(weights: Tensor<1>) -> (Tensor<2>, Tensor<2>) {
     ((x * inverse).add_scalar(8.5), scale)
 }
 
-/// Rounds a flat tensor to Q8_0 and back. `[elements]`, a multiple of 32.
-pub fn q8_0(weights: Tensor<1>) -> Tensor<1> {
-    if let Some(rounded) = distill_ops::round(Grid::Q8_0, &weights) {
+/// Rounds a flat tensor to Q8_0 and back. `[elements]`, a multiple of 32; `room` as there.
+pub fn q8_0(weights: Tensor<1>, room: Option<Tensor<1>>) -> Tensor<1> {
+    if let Some(rounded) = distill_ops::round(Grid::Q8_0, &weights, room) {
         return rounded;
     }
     let x = blocks(weights);

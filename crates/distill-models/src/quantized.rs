@@ -5,8 +5,6 @@
 //! gradients back to the masters. Micro-batches, evaluation and export thus see one and the
 //! same grid, and its cost does not grow with gradient accumulation.
 
-use burn::tensor::Tensor;
-
 use crate::parameters::{self, NamedTensors};
 use crate::{ActivationGrid, LlamaConfig, LlamaForCausalLM, ModelError, fake_quant};
 
@@ -75,18 +73,36 @@ impl WeightGrids {
 
 /// The model as it ships: every weight on its grid, activations rounded in the forward pass.
 pub fn quantize(masters: &LlamaForCausalLM, grids: &WeightGrids) -> LlamaForCausalLM {
-    let mut model =
-        parameters::map(masters.clone(), |name, _, weights| round(grids.of(name), weights));
+    quantize_into(masters, grids, NamedTensors::new())
+}
+
+/// The same, its weights in memory that another such model had: what [`reclaim`] gave.
+pub fn quantize_into(
+    masters: &LlamaForCausalLM,
+    grids: &WeightGrids,
+    mut room: NamedTensors,
+) -> LlamaForCausalLM {
+    let mut model = parameters::map(masters.clone(), |name, _, weights| {
+        let room = room.remove(name);
+        match grids.of(name) {
+            WeightGrid::Float => weights,
+            WeightGrid::Q4_0 => fake_quant::q4_0(weights, room),
+            WeightGrid::Q8_0 => fake_quant::q8_0(weights, room),
+        }
+    });
     model.rounding = grids.activations.into();
     model
 }
 
-fn round(grid: WeightGrid, weights: Tensor<1>) -> Tensor<1> {
-    match grid {
-        WeightGrid::Float => weights,
-        WeightGrid::Q4_0 => fake_quant::q4_0(weights),
-        WeightGrid::Q8_0 => fake_quant::q8_0(weights),
-    }
+/// The rounded weights of a model that is no longer needed.
+pub fn reclaim(model: LlamaForCausalLM, grids: &WeightGrids) -> NamedTensors {
+    let mut room = NamedTensors::new();
+    parameters::for_each_tensor(&model, |name, weights| {
+        if grids.of(name) != WeightGrid::Float {
+            room.insert(name.to_string(), weights);
+        }
+    });
+    room
 }
 
 /// Turns gradients of the rounded weights into gradients of the masters: unchanged inside the

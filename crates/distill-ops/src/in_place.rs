@@ -14,32 +14,51 @@ use crate::profile::{Work, operator};
 use crate::{is_fused, plain};
 
 fn host(x: &Tensor<1>) -> Option<FlexTensor> {
+    host_owned(x.clone())
+}
+
+/// The same of a tensor that the caller gives away.
+fn host_owned(x: Tensor<1>) -> Option<FlexTensor> {
     let fused = is_fused(&x.device()) && !x.is_autodiff();
-    fused.then(|| contiguous(x.clone().try_into_primitive::<Flex>().expect("asked before")))
+    fused.then(|| contiguous(x.try_into_primitive::<Flex>().expect("asked before")))
 }
 
 fn device(x: FlexTensor) -> Tensor<1> {
     Tensor::from_primitive::<Flex>(x)
 }
 
-/// A flat tensor of whole blocks on a grid.
-pub fn round(grid: Grid, x: &Tensor<1>) -> Option<Tensor<1>> {
+/// A flat tensor of whole blocks on a grid, in the memory of `room` if nobody else holds that.
+pub fn round(grid: Grid, x: &Tensor<1>, room: Option<Tensor<1>>) -> Option<Tensor<1>> {
     let x = host(x)?;
     let elements = values(&x).len();
-    let y = operator("weight rounding", Work::floats(2 * elements), || {
-        rounding::rounded(grid, values(&x))
-    });
-    Some(device(tensor(y, burn::backend::TensorMetadata::shape(&x))))
+    let room = room.and_then(host_owned).filter(|room| values(room).len() == elements);
+    Some(device(operator("weight rounding", Work::floats(2 * elements), || {
+        if let Some(mut room) = room
+            && let Some(out) = room.try_storage_mut()
+        {
+            rounding::round(grid, values(&x), out);
+            return room;
+        }
+        tensor(rounding::rounded(grid, values(&x)), burn::backend::TensorMetadata::shape(&x))
+    })))
 }
 
-/// The gradient of rounded weights as that of the weights, through Q4_0: 0 where it clamps.
-pub fn straight_through_q4_0(weights: &Tensor<1>, gradient: &Tensor<1>) -> Option<Tensor<1>> {
-    let weights = host(weights)?;
-    let mut gradient = host(gradient)?;
+/// The gradient of rounded weights as that of the weights, through Q4_0: 0 where it clamps. In place
+/// if nobody else holds the gradient, which is given back where there is no fused form.
+///
+/// # Errors
+/// The gradient itself.
+pub fn straight_through_q4_0(
+    weights: &Tensor<1>,
+    gradient: Tensor<1>,
+) -> Result<Tensor<1>, Tensor<1>> {
+    let Some(weights) = host(weights) else { return Err(gradient) };
+    let mut gradient =
+        contiguous(gradient.try_into_primitive::<Flex>().expect("on one device, untracked"));
     operator("weight rounding, backward", Work::floats(3 * values(&weights).len()), || {
         rounding::straight_through_q4_0(values(&weights), gradient.storage_mut());
     });
-    Some(device(gradient))
+    Ok(device(gradient))
 }
 
 /// Adds rows `[tokens · width]` to those of a flat table that `ids` names, one after the other, in

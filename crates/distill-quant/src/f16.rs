@@ -11,6 +11,7 @@ pub const BYTES: usize = 2;
 pub const MAX_BITS: u16 = 0x7BFF;
 
 /// Rounds to the nearest binary16, ties to even; overflow gives infinity, NaN stays NaN.
+#[inline]
 #[must_use]
 pub const fn from_f32(value: f32) -> u16 {
     let bits = value.to_bits();
@@ -45,6 +46,7 @@ pub const fn from_f32(value: f32) -> u16 {
 /// As [`from_f32`], but what would be infinite becomes the largest finite value of that sign.
 ///
 /// Scales are stored by this rule: a block of absurd weights loses precision, never finiteness.
+#[inline]
 #[must_use]
 pub const fn from_f32_saturating(value: f32) -> u16 {
     let bits = from_f32(value);
@@ -52,6 +54,7 @@ pub const fn from_f32_saturating(value: f32) -> u16 {
 }
 
 /// The value of binary16 `bits`, exactly.
+#[inline]
 #[must_use]
 pub const fn to_f32(bits: u16) -> f32 {
     let sign = ((bits & 0x8000) as u32) << 16;

@@ -42,6 +42,13 @@ fn scale(block: &[f32; BLOCK]) -> Option<(u16, f32)> {
         hi = if x > hi { x } else { hi };
         lo = if x < lo { x } else { lo };
     }
+    scale_of_extremes(hi, lo)
+}
+
+/// The same from the block's largest and smallest element.
+#[inline(always)]
+#[must_use]
+pub const fn scale_of_extremes(hi: f32, lo: f32) -> Option<(u16, f32)> {
     let m = if hi >= -lo { hi } else { lo };
     let d32 = m / -8.0;
     let d16 = f16::from_f32_saturating(d32);
@@ -54,7 +61,9 @@ fn scale(block: &[f32; BLOCK]) -> Option<(u16, f32)> {
 }
 
 /// The position of `x` on the grid before rounding down: its code is `min(15, ⌊position⌋)`.
-fn position(x: f32, reciprocal: f32) -> f32 {
+#[inline(always)]
+#[must_use]
+pub const fn position(x: f32, reciprocal: f32) -> f32 {
     x * reciprocal + 8.5
 }
 

@@ -40,27 +40,42 @@ fn unrounded_scale(block: &[f32; BLOCK]) -> f32 {
     largest / 127.0
 }
 
-/// `clamp(round(x · reciprocal), ±127)`, ties to even.
+/// The scale of a block as it is stored, from `max |x| / 127`, and the reciprocal its codes are
+/// taken with; `None` for a zero block.
+#[inline(always)]
+#[must_use]
+pub const fn scale_of_unrounded(d32: f32) -> Option<(u16, f32)> {
+    let d = f16::from_f32_saturating(d32);
+    if d == 0 {
+        return None;
+    }
+    let saturated = f16::from_f32(d32) > f16::MAX_BITS;
+    Some((d, 1.0 / if saturated { f16::to_f32(d) } else { d32 }))
+}
+
 fn code(x: f32, reciprocal: f32) -> i8 {
+    rounded(x, reciprocal) as i8
+}
+
+/// `clamp(round(x · reciprocal), ±127)`, ties to even: the code as a float.
+#[inline(always)]
+#[must_use]
+pub const fn rounded(x: f32, reciprocal: f32) -> f32 {
     // The bounds are integers, so clamping first changes nothing. Adding 1.5 · 2²³ leaves no
     // fraction bits, and the addition rounds to nearest even, as f32 arithmetic does.
     const NO_FRACTION: f32 = 12_582_912.0;
     let clamped = (x * reciprocal).clamp(-127.0, 127.0);
-    ((clamped + NO_FRACTION) - NO_FRACTION) as i8
+    (clamped + NO_FRACTION) - NO_FRACTION
 }
 
 impl BlockQ8_0 {
     /// Quantises 32 finite weights.
     #[must_use]
     pub fn quantize(block: &[f32; BLOCK]) -> Self {
-        let d32 = unrounded_scale(block);
-        let d = f16::from_f32_saturating(d32);
-        if d == 0 {
-            return Self { d: 0, qs: [0; BLOCK] };
+        match scale_of_unrounded(unrounded_scale(block)) {
+            None => Self { d: 0, qs: [0; BLOCK] },
+            Some((d, reciprocal)) => Self { d, qs: block.map(|x| code(x, reciprocal)) },
         }
-        let saturated = f16::from_f32(d32) > f16::MAX_BITS;
-        let reciprocal = 1.0 / if saturated { f16::to_f32(d) } else { d32 };
-        Self { d, qs: block.map(|x| code(x, reciprocal)) }
     }
 
     /// The 32 values that the codes stand for.

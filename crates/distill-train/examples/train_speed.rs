@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use distill_data::Batch;
 use distill_models::parameters::{self, NamedTensors};
-use distill_models::quantized::{quantize, straight_through};
+use distill_models::quantized::{quantize_into, reclaim, straight_through};
 use distill_models::{
     ActivationGrid, Backend, LlamaConfig, LlamaForCausalLM, WeightGrid, WeightGrids,
 };
@@ -54,12 +54,13 @@ fn work() -> Result<(), Box<dyn std::error::Error>> {
     let batch = batch(sequences, tokens, config.vocab_size);
     let mut seconds = Vec::new();
     let mut last = 0.0;
+    let mut room = NamedTensors::new();
     for step in 0..steps {
         if step == 1 && std::env::var_os("PROFILE").is_some() {
             distill_ops::profile::start();
         }
         let begin = Instant::now();
-        let live = quantize(&masters, &grids);
+        let live = quantize_into(&masters, &grids, room);
         let signal = teacher.as_ref().map(|teacher| teacher.signal(&batch)).transpose()?;
         let mut gradients = NamedTensors::new();
         let valid = batch.valid_tokens();
@@ -73,7 +74,7 @@ fn work() -> Result<(), Box<dyn std::error::Error>> {
         let sums = micro_batch.backward(&live, &mut gradients);
         last = sums.loss / valid as f64;
         straight_through(&masters, &grids, &mut gradients);
-        drop(live);
+        room = reclaim(live, &grids);
         let clip = clip(global_norm(&gradients), 1.0);
         parameters::replace(&mut masters, |masters| {
             optimizer.update(masters, gradients, clip, 1e-4)
@@ -82,11 +83,24 @@ fn work() -> Result<(), Box<dyn std::error::Error>> {
     }
     if let Some(p) = distill_ops::profile::stop() {
         for (n, o) in &p.operators {
-            eprintln!("{n:28} {:6} {:8.4} s {:5.2} cpus {:7.1} GB/s {:7.1} GFLOP/s", o.calls, o.times.wall, o.times.processor/o.times.wall, o.bytes as f64/o.times.wall*1e-9, o.flops as f64/o.times.wall*1e-9);
+            eprintln!(
+                "{n:28} {:6} {:8.4} s {:5.2} cpus {:7.1} GB/s {:7.1} GFLOP/s",
+                o.calls,
+                o.times.wall,
+                o.times.processor / o.times.wall,
+                o.bytes as f64 / o.times.wall * 1e-9,
+                o.flops as f64 / o.times.wall * 1e-9
+            );
         }
         let sum: f64 = p.operators.values().map(|o| o.times.wall).sum();
         let cpu: f64 = p.operators.values().map(|o| o.times.processor).sum();
-        eprintln!("all {:.3} s, {:.2} cpus; others {:.3} s {:.2} cpus", p.all.wall, p.all.processor/p.all.wall, p.all.wall-sum, (p.all.processor-cpu)/(p.all.wall-sum));
+        eprintln!(
+            "all {:.3} s, {:.2} cpus; others {:.3} s {:.2} cpus",
+            p.all.wall,
+            p.all.processor / p.all.wall,
+            p.all.wall - sum,
+            (p.all.processor - cpu) / (p.all.wall - sum)
+        );
     }
     println!(
         "{{\"seconds\": {seconds:?}, \"tokens\": {}, \"loss\": {last}, \"peak_bytes\": {}}}",

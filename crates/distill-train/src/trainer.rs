@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use distill_data::{Batch, Cursor};
 use distill_eval::Score;
 use distill_models::parameters::{self, NamedTensors};
-use distill_models::quantized::{quantize, straight_through};
+use distill_models::quantized::{quantize, quantize_into, reclaim, straight_through};
 use distill_models::{LlamaForCausalLM, WeightGrids};
 use distill_recipe::Recipe;
 
@@ -46,6 +46,8 @@ pub struct Trainer<'a> {
     masters: LlamaForCausalLM,
     optimizer: AdamW,
     grids: WeightGrids,
+    /// Memory of the rounded weights, from step to step.
+    room: NamedTensors,
     distillation: Option<Distillation>,
     cursor: Cursor,
     step: usize,
@@ -82,6 +84,7 @@ impl<'a> Trainer<'a> {
             masters,
             optimizer,
             grids: prepared.grids,
+            room: NamedTensors::new(),
             distillation: prepared.distillation,
             cursor,
             step: state.step,
@@ -132,7 +135,7 @@ impl<'a> Trainer<'a> {
             .collect();
         let valid: usize = window.iter().map(Batch::valid_tokens).sum();
         let grids = self.grids_now();
-        let live = quantize(&self.masters, &grids);
+        let live = quantize_into(&self.masters, &grids, std::mem::take(&mut self.room));
 
         let mut gradients = NamedTensors::new();
         let mut sums = LossSums::default();
@@ -140,7 +143,7 @@ impl<'a> Trainer<'a> {
             sums += self.micro_batch(&live, batch, valid, &mut gradients)?;
         }
         straight_through(&self.masters, &grids, &mut gradients);
-        drop(live);
+        self.room = reclaim(live, &grids);
         let norm = global_norm(&gradients);
         let mean = |sum: f64| sum / valid.max(1) as f64;
         self.refuse_non_finite("loss", mean(sums.loss))?;

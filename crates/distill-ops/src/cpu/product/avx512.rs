@@ -26,6 +26,8 @@ const DEPTH: usize = 640;
 const SHARED: usize = 320 << 10;
 /// Elements of the inner dimension between two requests to the memory: those of a cache line.
 const CHUNK: usize = 16;
+/// Rows by which packing looks ahead.
+const AHEAD: usize = 12;
 
 /// Whether this CPU can.
 pub(super) fn available() -> bool {
@@ -39,23 +41,30 @@ struct Panels {
     panels: usize,
     /// Elements that a packed panel takes for each element of the inner dimension, at most.
     width: usize,
+    /// Rows of a panel, but for the first ones, which have one more.
+    least: usize,
+    wider: usize,
 }
 
 impl Panels {
     /// Rows: a tile may have any number of them, so all panels are made equally wide.
     fn rows(count: usize) -> Self {
-        Self { count, panels: count.div_ceil(ROWS), width: ROWS }
+        let panels = count.div_ceil(ROWS);
+        Self { count, panels, width: ROWS, least: count / panels, wider: count % panels }
     }
 
     /// Columns: packed panels always have 32, zeros at the end.
     fn columns(count: usize) -> Self {
-        Self { count, panels: count.div_ceil(COLUMNS), width: COLUMNS }
+        Self { count, panels: count.div_ceil(COLUMNS), width: COLUMNS, least: COLUMNS, wider: 0 }
     }
 
     fn of(self, panel: usize) -> Range<usize> {
         match self.width {
             COLUMNS => panel * COLUMNS..self.count.min((panel + 1) * COLUMNS),
-            _ => self.count * panel / self.panels..self.count * (panel + 1) / self.panels,
+            _ => {
+                let start = |panel: usize| panel * self.least + panel.min(self.wider);
+                start(panel)..start(panel + 1)
+            }
         }
     }
 
@@ -132,6 +141,10 @@ impl<'a> Operand<'a> {
                 if self.depth_stride == 1 {
                     for k in (0..self.depth).step_by(16) {
                         let some = (self.depth - k).min(16);
+                        for i in 0..count {
+                            let next = from.wrapping_add((width + i) * self.stride + k);
+                            _mm_prefetch::<_MM_HINT_T0>(next.cast());
+                        }
                         let lines = transposed(from.wrapping_add(k), self.stride, count, some);
                         for (i, line) in lines.iter().enumerate().take(some) {
                             _mm512_storeu_ps(out.add((k + i) * width), *line);
@@ -141,6 +154,8 @@ impl<'a> Operand<'a> {
                     assert_eq!(self.stride, 1, "one of the dimensions is contiguous");
                     let mask = first_lanes(count);
                     for k in 0..self.depth {
+                        let next = from.wrapping_add((k + AHEAD) * self.depth_stride);
+                        _mm_prefetch::<_MM_HINT_T0>(next.cast());
                         let from = from.wrapping_add(k * self.depth_stride);
                         _mm512_storeu_ps(out.add(k * width), _mm512_maskz_loadu_ps(mask, from));
                     }
@@ -384,15 +399,15 @@ unsafe fn tile<const R: usize>(
     let [mut first, mut second] = ahead.streams;
     // SAFETY: the caller's contract; masks keep to the columns; a prefetch may go anywhere.
     unsafe {
-        for r in 0..R {
-            let row = out.data.wrapping_add(r * out.stride);
-            _mm_prefetch::<_MM_HINT_T0>(row.cast());
-            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(16).cast());
-        }
+        let mut place = out.data;
         let mut left = depth;
         while left > 0 {
             _mm_prefetch::<_MM_HINT_T1>(first.cast());
             _mm_prefetch::<_MM_HINT_T1>(second.cast());
+            // A row of the tile, or some memory below it.
+            _mm_prefetch::<_MM_HINT_T0>(place.cast());
+            _mm_prefetch::<_MM_HINT_T0>(place.wrapping_add(31).cast());
+            place = place.wrapping_add(out.stride);
             first = first.wrapping_add(ahead.chunk);
             second = second.wrapping_add(ahead.chunk);
             let chunk = left.min(CHUNK);

@@ -194,6 +194,16 @@ pub enum ProblemKind {
     /// Quantized inputs of layers that are not.
     #[error("`quantize.activations` is \"q8_0\", and `quantize.linears` is \"none\"")]
     ActivationsWithoutLinears,
+    /// A prompt that the context cannot hold.
+    #[error(
+        "`device.prompt_tokens` is {prompt_tokens}, and `device.context_length` {context_length}"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// Tokens of prompt and answer.
+        context_length: usize,
+    },
     /// A warm-up beyond the end.
     #[error("`train.warmup_steps` is {warmup_steps}, and there are {steps} steps")]
     Warmup {
@@ -335,6 +345,9 @@ impl ProblemKind {
             Self::ActivationsWithoutLinears => {
                 "quantize the linears too, or set `activations = \"float\"`".to_owned()
             }
+            Self::PromptTooLong { .. } => {
+                "the context holds prompt and answer: raise it, or shorten the prompt".to_owned()
+            }
             Self::Warmup { .. } => "a tenth of `train.steps` is a good start".to_owned(),
             Self::Decay { .. } => "shorten one of them, or train longer".to_owned(),
             Self::DecayWithoutWsd => "set `schedule = \"wsd\"`, or remove `decay_steps`".to_owned(),
@@ -368,7 +381,7 @@ impl ProblemKind {
             Self::HeadDim { .. } | Self::KeyValueHeads { .. } => "does not divide",
             Self::OddHeadDim { .. } => "odd",
             Self::NotBlocks { .. } => "not a multiple of 32",
-            Self::SequenceTooLong { .. } => "too long",
+            Self::SequenceTooLong { .. } | Self::PromptTooLong { .. } => "too long",
             Self::BetaWithoutJsd { .. } | Self::DecayWithoutWsd => "would do nothing",
             Self::StartStep { .. } => "after the end",
             Self::ActivationsWithoutLinears => "needs quantized linears",

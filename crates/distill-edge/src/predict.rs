@@ -71,9 +71,9 @@ impl Sizes {
 
     /// Bytes of all layers' matrices and norms.
     pub fn layer_bytes(&self) -> u64 {
-        let matrices = self.matrices().iter().map(|dims| stored_bytes(self.linears, *dims));
+        let matrices = self.matrices().map(|dims| stored_bytes(self.linears, dims));
         let norms = 2 * 4 * self.config.hidden_size as u64;
-        self.config.layers as u64 * (matrices.sum::<u64>() + norms)
+        self.config.layers as u64 * (matrices.iter().sum::<u64>() + norms)
     }
 
     /// Bytes of the head with its norm.

@@ -204,6 +204,18 @@ pub enum ProblemKind {
         /// Tokens of prompt and answer.
         context_length: usize,
     },
+    /// A device that cannot do what is asked of it. Whoever knows the student's size finds this.
+    #[error("`device.{key}` is {limit}, and {predicted} is what the device will do")]
+    Budget {
+        /// The key of [device].
+        key: &'static str,
+        /// Its value, with the unit.
+        limit: String,
+        /// What is predicted.
+        predicted: String,
+        /// What would help.
+        help: String,
+    },
     /// A warm-up beyond the end.
     #[error("`train.warmup_steps` is {warmup_steps}, and there are {steps} steps")]
     Warmup {
@@ -345,6 +357,7 @@ impl ProblemKind {
             Self::ActivationsWithoutLinears => {
                 "quantize the linears too, or set `activations = \"float\"`".to_owned()
             }
+            Self::Budget { help, .. } => help.clone(),
             Self::PromptTooLong { .. } => {
                 "the context holds prompt and answer: raise it, or shorten the prompt".to_owned()
             }
@@ -376,6 +389,7 @@ impl ProblemKind {
             Self::StudentInit { .. } | Self::TwoTokenizers => "one too many",
             Self::RevisionWithoutFrom => "revision of what?",
             Self::NoTokenizer => "no tokenizer",
+            Self::Budget { .. } => "out of reach",
             Self::KeepLayersWithoutTeacher | Self::DistillWithoutTeacher => "no teacher",
             Self::KeepLayersOrder { .. } => "not increasing",
             Self::HeadDim { .. } | Self::KeyValueHeads { .. } => "does not divide",

@@ -205,13 +205,13 @@ pub enum ProblemKind {
         context_length: usize,
     },
     /// A device that cannot do what is asked of it. Whoever knows the student's size finds this.
-    #[error("`device.{key}` is {limit}, and {predicted} is what the device will do")]
+    #[error("`device.{key}` is {limit}, and {predicted}")]
     Budget {
         /// The key of [device].
         key: &'static str,
         /// Its value, with the unit.
         limit: String,
-        /// What is predicted.
+        /// What is predicted instead, a clause.
         predicted: String,
         /// What would help.
         help: String,

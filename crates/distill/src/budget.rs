@@ -129,7 +129,7 @@ pub fn check(
                 let kind = ProblemKind::Budget {
                     key: limit.key,
                     limit: (limit.words)(asked),
-                    predicted: (limit.words)(found),
+                    predicted: format!("{} {}", (limit.what)(&now), (limit.words)(found)),
                     help: help(limit, asked, found, &now, student),
                 };
                 (format!("device.{}", limit.key), kind)
@@ -154,6 +154,8 @@ struct Limit {
     /// Whether more is better.
     at_least: bool,
     words: fn(f64) -> String,
+    /// What the figure is of, with a verb.
+    what: fn(&Choice) -> String,
 }
 
 impl Limit {
@@ -173,6 +175,7 @@ const LIMITS: [Limit; 3] = [
         },
         at_least: false,
         words: |mb| format!("{mb:.1} MB"),
+        what: |_| "weights, cache and buffers take".into(),
     },
     Limit {
         key: "min_tokens_per_s",
@@ -185,6 +188,9 @@ const LIMITS: [Limit; 3] = [
         },
         at_least: true,
         words: |speed| format!("{speed:.1} tokens/s"),
+        what: |choice| {
+            format!("with {} in the cache the device does", choice.device.context_length)
+        },
     },
     Limit {
         key: "first_token_ms",
@@ -196,6 +202,7 @@ const LIMITS: [Limit; 3] = [
         },
         at_least: false,
         words: |ms| format!("{ms:.0} ms"),
+        what: |choice| format!("after {} tokens the first takes", choice.device.prompt_tokens),
     },
 ];
 

@@ -101,17 +101,23 @@ impl Moment {
 /// The moment with the most memory, and what is there at the time. `baseline` is what the process
 /// has without models.
 pub fn peak(work: &Workload<'_>, baseline: u64) -> (Moment, Memory) {
-    let moments = [
+    let [first, rest @ ..] = moments(work);
+    let larger = |a: (Moment, Memory), b: (Moment, Memory)| match a.1.total() < b.1.total() {
+        true => b,
+        false => a,
+    };
+    let (moment, memory) = rest.into_iter().fold(first, larger);
+    (moment, Memory { baseline, ..memory })
+}
+
+/// What is there at each moment, the baseline left out.
+pub fn moments(work: &Workload<'_>) -> [(Moment, Memory); 4] {
+    [
         (Moment::Teacher, teacher_reads(work)),
         (Moment::Loss, loss(work)),
         (Moment::Gradients, gradients(work)),
         (Moment::Checkpoint, checkpoint(work)),
-    ];
-    let (moment, memory) = moments
-        .into_iter()
-        .max_by_key(|(_, memory)| memory.total())
-        .expect("an array with elements");
-    (moment, Memory { baseline, ..memory })
+    ]
 }
 
 /// What is there all the time.

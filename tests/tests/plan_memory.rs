@@ -146,10 +146,12 @@ fn a_step_allocates_what_the_plan_counts() {
         vocabulary: 4096,
         grids: WeightGrids::default(),
         distillation: None,
-        batch: 4,
+        batch: 2,
         sequence: 256,
         accumulation: 1,
         activation_checkpointing: false,
+        exports_gguf: false,
+        document_bytes: 0,
     };
     let forward_kl = Distillation {
         divergence: Divergence::ForwardKl,

@@ -88,15 +88,9 @@ pub fn prepare(
     };
     let teacher_config = teacher_model.as_ref().map(|teacher| &teacher.config);
     let student = student_config(recipe, paths, teacher_config, |new| new_config(new, &tokenizer))?;
-    student.validate("student.config")?;
+    check_shape(recipe, &student)?;
     covers("student", &student, &tokenizer)?;
-    let (sequence_length, positions) =
-        (recipe.data.sequence_length, student.max_position_embeddings);
-    if sequence_length > positions {
-        return Err(TrainError::SequenceTooLong { sequence_length, positions });
-    }
     let grids = grids(recipe);
-    grids.check(&student)?;
 
     let dataset = dataset(recipe, paths, &tokenizer, progress)?;
     let vocabulary = tokenizer.vocab_size();
@@ -172,6 +166,20 @@ impl Prepared {
             _ => Ok((LlamaForCausalLM::init(&self.student, recipe.seed, device), None)),
         }
     }
+}
+
+/// Checks that a student's sizes fit each other, the grids and the sequences.
+///
+/// # Errors
+/// [`TrainError::Model`] naming the size, [`TrainError::SequenceTooLong`].
+pub fn check_shape(recipe: &Recipe, student: &LlamaConfig) -> Result<(), TrainError> {
+    student.validate("student.config")?;
+    let (sequence_length, positions) =
+        (recipe.data.sequence_length, student.max_position_embeddings);
+    if sequence_length > positions {
+        return Err(TrainError::SequenceTooLong { sequence_length, positions });
+    }
+    Ok(grids(recipe).check(student)?)
 }
 
 /// The backend's device, by the recipe's name for it.
@@ -343,7 +351,7 @@ pub fn shape_of(new: &NewModel, vocab_size: usize) -> LlamaConfig {
 }
 
 /// How a tokenizer differs from the student's; `None` if it does not.
-fn difference(student: &TextTokenizer, other: &TextTokenizer) -> Option<String> {
+pub(crate) fn difference(student: &TextTokenizer, other: &TextTokenizer) -> Option<String> {
     if student.fingerprint() == other.fingerprint() {
         return None;
     }

@@ -187,9 +187,9 @@ const LIMITS: [Limit; 3] = [
             sizes.tokens_per_second(depth, kv, speed(&choice.device))
         },
         at_least: true,
-        words: |speed| format!("{speed:.1} tokens/s"),
+        words: |speed| format!("{speed:.digits$} tokens/s", digits = usize::from(speed < 100.0)),
         what: |choice| {
-            format!("with {} in the cache the device does", choice.device.context_length)
+            format!("with {} tokens in the cache it decodes", choice.device.context_length)
         },
     },
     Limit {
@@ -202,7 +202,7 @@ const LIMITS: [Limit; 3] = [
         },
         at_least: false,
         words: |ms| format!("{ms:.0} ms"),
-        what: |choice| format!("after {} tokens the first takes", choice.device.prompt_tokens),
+        what: |choice| format!("the first after {} takes", choice.device.prompt_tokens),
     },
 ];
 

@@ -8,6 +8,7 @@
 //! at the bottom layer   that of one layer · gradients P, a second P where several micro-batches
 //!                       are added up
 //! at a checkpoint       no gradients; copies of weights and moments on their way to disk
+//! before and after      text with its tokens; the exported file beside the graph, whole logits
 //! ```
 //! Activations go as gradients come, so that the most of a backward pass stands at one of its ends.
 //! What a layer keeps is listed in [`layer_activations`], in the order of its forward pass.
@@ -16,6 +17,7 @@ use distill_models::{ActivationGrid, LlamaConfig, WeightGrid};
 use serde::Serialize;
 
 use super::Workload;
+use super::disk::shipped_bytes;
 
 /// Bytes of an element of any tensor.
 const ELEMENT: u64 = 4;
@@ -23,6 +25,9 @@ const ELEMENT: u64 = 4;
 const HEAD_TILE: usize = 128;
 /// Copies of the largest tensor that a checkpoint needs on its way from a tensor to bytes.
 const CHECKPOINT_COPIES: u64 = 2;
+/// What the tokenizer makes of a byte of a document while it works on it: offsets, spellings, ids.
+/// Measured on one document of 11 MB; of one of 1.5 MB it is half of that.
+const TOKENIZED_BYTE: u64 = 100;
 
 /// What a moment of a run takes, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -45,6 +50,10 @@ pub struct Memory {
     pub teacher_activations: u64,
     /// Copies on their way to disk.
     pub checkpoint: u64,
+    /// The exported file in the runtime, and logits of a whole sequence.
+    pub verification: u64,
+    /// Text that is being tokenised.
+    pub text: u64,
     /// All else: program, tokenizer, text.
     pub baseline: u64,
 }
@@ -56,7 +65,7 @@ impl Memory {
     }
 
     /// Each part by name.
-    pub fn parts(&self) -> [(&'static str, u64); 10] {
+    pub fn parts(&self) -> [(&'static str, u64); 12] {
         [
             ("masters", self.masters),
             ("rounded copy", self.rounded),
@@ -67,6 +76,8 @@ impl Memory {
             ("teacher", self.teacher_weights),
             ("teacher activations", self.teacher_activations),
             ("copies for disk", self.checkpoint),
+            ("runtime and logits", self.verification),
+            ("tokenizing", self.text),
             ("program and text", self.baseline),
         ]
     }
@@ -76,6 +87,8 @@ impl Memory {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Moment {
+    /// While text becomes tokens.
+    Text,
     /// While the teacher reads a batch.
     Teacher,
     /// At the loss: all activations are there.
@@ -84,16 +97,23 @@ pub enum Moment {
     Gradients,
     /// While a checkpoint is written.
     Checkpoint,
+    /// While the exported file is held against the graph.
+    Verification,
+    /// While the exported file is measured against the teacher.
+    Report,
 }
 
 impl Moment {
     /// In words.
     pub fn words(self) -> &'static str {
         match self {
+            Self::Text => "while text is tokenized",
             Self::Teacher => "while the teacher reads",
             Self::Loss => "at the loss",
             Self::Gradients => "at the last gradients",
             Self::Checkpoint => "while a checkpoint is written",
+            Self::Verification => "while the export is verified",
+            Self::Report => "while the export is measured",
         }
     }
 }
@@ -111,12 +131,16 @@ pub fn peak(work: &Workload<'_>, baseline: u64) -> (Moment, Memory) {
 }
 
 /// What is there at each moment, the baseline left out.
-pub fn moments(work: &Workload<'_>) -> [(Moment, Memory); 4] {
+pub fn moments(work: &Workload<'_>) -> [(Moment, Memory); 7] {
+    let text = Memory { text: TOKENIZED_BYTE * work.document_bytes, ..Memory::default() };
     [
+        (Moment::Text, text),
         (Moment::Teacher, teacher_reads(work)),
         (Moment::Loss, loss(work)),
         (Moment::Gradients, gradients(work)),
         (Moment::Checkpoint, checkpoint(work)),
+        (Moment::Verification, verification(work)),
+        (Moment::Report, report(work)),
     ]
 }
 
@@ -200,6 +224,37 @@ fn checkpoint(work: &Workload<'_>) -> Memory {
         table_elements(work.student).max(work.student.hidden_size * work.student.intermediate_size);
     let copies = all.moments.max(all.masters) + CHECKPOINT_COPIES * ELEMENT * largest as u64;
     Memory { checkpoint: copies, ..all }
+}
+
+/// The optimiser is gone; the masters were read back from the checkpoint.
+fn verification(work: &Workload<'_>) -> Memory {
+    if !work.exports_gguf {
+        return Memory::default();
+    }
+    let step = Memory { gradients: 0, moments: 0, teacher_activations: 0, ..step(work) };
+    // The file and its copy in the order of the kernels, with the runtime's logits of a text and
+    // some of the graph's; then both files, each with its logits, without the graph.
+    let file = 2 * shipped_bytes(work.student, work);
+    let some = 2 * ELEMENT * (HEAD_TILE.min(work.sequence) * work.vocabulary) as u64;
+    let against_graph = Memory { verification: file + logits(work) + some, ..step };
+    let both_files = Memory { rounded: 0, verification: file + 2 * logits(work), ..step };
+    if against_graph.total() > both_files.total() { against_graph } else { both_files }
+}
+
+fn report(work: &Workload<'_>) -> Memory {
+    if !work.exports_gguf {
+        return Memory::default();
+    }
+    let file = 2 * shipped_bytes(work.student, work);
+    // The teacher's as a tensor and as numbers, and the runtime's.
+    let copies = if work.teacher.is_some() { 3 } else { 1 };
+    let teacher_weights = always(work).teacher_weights;
+    Memory { teacher_weights, verification: file + copies * logits(work), ..Memory::default() }
+}
+
+/// Bytes of the logits of a sequence.
+fn logits(work: &Workload<'_>) -> u64 {
+    ELEMENT * (work.sequence * work.vocabulary) as u64
 }
 
 /// Elements for each token that a layer keeps until its gradients are made.

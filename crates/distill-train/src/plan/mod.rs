@@ -22,7 +22,15 @@ pub use time::Time;
 
 use crate::TrainError;
 use crate::loss::Distillation;
-use crate::prepare::{self, LocalPaths, named_tokenizer, shape_of, student_config};
+use crate::prepare::{
+    self, LocalPaths, check_shape, difference, named_tokenizer, read_tokenizer, shape_of,
+    student_config,
+};
+
+/// What a token of the text takes: itself, once more while the text is split.
+const TOKEN_BYTES: u64 = 8;
+/// What training touches of the program and a plan has not yet: code, buffers of the products.
+const TRAINING_BYTES: u64 = 8 << 20;
 
 /// The shapes of a recipe's models, read without their weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,13 +51,21 @@ impl Shapes {
     pub fn read(recipe: &Recipe, paths: &LocalPaths) -> Result<Self, TrainError> {
         let vocabulary = match recipe.student.tokenizer {
             TokenizerChoice::Train { vocab_size } => vocab_size,
-            _ => named_tokenizer(recipe, paths)?.vocab_size(),
+            _ => {
+                let tokenizer = named_tokenizer(recipe, paths)?;
+                if let Some(path) = &paths.teacher
+                    && let Some(problem) = difference(&tokenizer, &read_tokenizer(path)?)
+                {
+                    return Err(TrainError::Tokenizers { problem });
+                }
+                tokenizer.vocab_size()
+            }
         };
         let read = |path: &std::path::PathBuf| distill_models::weights::read_config(path);
         let teacher = paths.teacher.as_ref().map(read).transpose()?;
         let student =
             student_config(recipe, paths, teacher.as_ref(), |new| shape_of(new, vocabulary))?;
-        student.validate("student.config")?;
+        check_shape(recipe, &student)?;
         Ok(Self { student, teacher, vocabulary })
     }
 }
@@ -75,21 +91,33 @@ pub struct Workload<'a> {
     pub accumulation: usize,
     /// Whether layers are computed again for their gradients.
     pub activation_checkpointing: bool,
+    /// Whether a GGUF is exported, and verified.
+    pub exports_gguf: bool,
+    /// The longest document, in bytes.
+    pub document_bytes: u64,
 }
 
 impl<'a> Workload<'a> {
     /// That of a recipe.
-    pub fn of(recipe: &Recipe, shapes: &'a Shapes) -> Self {
+    pub fn of(recipe: &Recipe, shapes: &'a Shapes, text: &Text) -> Self {
+        let rows = [Some(&shapes.student), shapes.teacher.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|model| model.vocab_size)
+            .fold(usize::MAX, usize::min);
         Self {
             student: &shapes.student,
             teacher: shapes.teacher.as_ref(),
-            vocabulary: shapes.vocabulary.min(shapes.student.vocab_size),
+            // A model that has fewer rows is refused when it is read.
+            vocabulary: rows.min(shapes.vocabulary),
             grids: prepare::grids(recipe),
             distillation: prepare::distillation(recipe),
             batch: recipe.train.batch_size,
             sequence: recipe.data.sequence_length,
             accumulation: recipe.train.gradient_accumulation,
             activation_checkpointing: recipe.train.activation_checkpointing,
+            exports_gguf: recipe.export.gguf,
+            document_bytes: text.longest_bytes,
         }
     }
 
@@ -159,9 +187,10 @@ impl Plan {
     ) -> Result<Self, TrainError> {
         let (text, tokenizer) = Text::count(recipe, paths)?;
         // Of what the text took, the system has not got everything back yet.
-        let baseline = machine::resident_bytes().unwrap_or(0) + 8 * text.tokens;
+        let tokens = TOKEN_BYTES * text.tokens;
+        let baseline = machine::resident_bytes().unwrap_or(0) + tokens + TRAINING_BYTES;
         drop(tokenizer);
-        let work = Workload::of(recipe, shapes);
+        let work = Workload::of(recipe, shapes, &text);
         let cpu = matches!(recipe.backend, Backend::Flex | Backend::Ndarray);
         let time = cpu.then(|| Time::probe(recipe, &work, device)).transpose()?;
         let memory = (recipe.backend == Backend::Flex)

@@ -11,8 +11,6 @@ use crate::prepare::{self, LocalPaths, sources};
 const SAMPLE_BYTES: usize = 4 << 20;
 /// Text that is read; the size of what lies beyond is told by its files.
 const READ_BYTES: u64 = 256 << 20;
-/// Text that `distill_data::Dataset` tokenises at a time, if no document is longer.
-const CHUNK_BYTES: u64 = 4 << 20;
 
 /// A recipe's text.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -25,8 +23,8 @@ pub struct Text {
     pub counted: bool,
     /// Bytes of text whose tokens were counted.
     pub sample_bytes: u64,
-    /// The most text that is tokenised at a time.
-    pub chunk_bytes: u64,
+    /// The longest document, of those that were read.
+    pub longest_bytes: u64,
 }
 
 impl Text {
@@ -80,7 +78,7 @@ impl Text {
             tokens: if whole { found } else { (found as f64 * share) as u64 },
             counted: whole,
             sample_bytes: sample_bytes as u64,
-            chunk_bytes: bytes.min(longest.max(CHUNK_BYTES)),
+            longest_bytes: longest,
         };
         Ok((text, tokenizer))
     }

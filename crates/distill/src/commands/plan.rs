@@ -70,7 +70,11 @@ impl WholePlan {
         let plan = &self.training;
         rows.add("student", format!("{} parameters", count(plan.student_parameters)));
         if let Some(teacher) = plan.teacher_parameters {
-            rows.add("teacher", format!("{} parameters, in this process", count(teacher)));
+            let tokens = count(plan.steps * plan.step_tokens);
+            rows.add(
+                "teacher",
+                format!("{} parameters, reads {tokens} tokens in this process", count(teacher)),
+            );
         }
         let text = &plan.text;
         let how = match text.counted {
@@ -165,7 +169,9 @@ impl Rows {
 
     fn device(&mut self, device: &DevicePlan) {
         let speed = |reads: &Reads| {
-            let speed = reads.tokens_per_second.map(|speed| format!(", {speed:.1} tokens/s"));
+            let speed = reads.tokens_per_second.map(|speed| {
+                format!(", {speed:.digits$} tokens/s", digits = usize::from(speed < 100.0))
+            });
             format!("{}{}", bytes(reads.bytes), speed.unwrap_or_default())
         };
         self.add("device", format!("{} of weights", bytes(device.weight_bytes)));

@@ -2,7 +2,7 @@
 //!
 //! Decoding a token reads every weight and the whole cache once, and does little with each, so that
 //! it takes `bytes ÷ bandwidth`. Reading a prompt multiplies every weight by every token of it and
-//! reads the weights once for [`TILE`] tokens, so that it takes the longer of
+//! reads the weights once for a tile of 128, so that it takes the longer of
 //! `operations ÷ arithmetic` and `bytes ÷ bandwidth`. Both are what the device does at best: the
 //! measured shares of it are in `docs/RECORDS.md`.
 //!

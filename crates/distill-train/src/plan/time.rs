@@ -206,7 +206,7 @@ impl Ends {
 
         let tile = SCORE_TILE.min(tokens);
         let live = &timed.masters;
-        let hidden = forward(live, &batch, device).slice([0..tile]);
+        let hidden = forward(live, &batch, device).narrow(0, 0, tile);
         let head = live.head().narrow(0, 0, work.vocabulary);
         let signal = teacher.as_ref().map(|teacher| teacher.signal(&batch)).transpose()?;
         let score = median(|| {

@@ -22,7 +22,7 @@
 //! - [`Session`] holds one sequence: its key-value cache, its buffers and its threads. Nothing is
 //!   allocated after it is created, except what a caller's own closure does.
 //! - [`Tokenizer`], [`Sampler`] and [`generate`](generate()) turn logits into text.
-//! - [`bench`](mod@bench) times prefill and decode.
+//! - [`bench`](mod@bench) times prefill and decode; [`predict`] says what a device will do.
 //!
 //! Results are the same bits for any number of threads, any division of the tokens between calls,
 //! and for every kernel set.
@@ -49,6 +49,7 @@ mod trace;
 mod weights;
 
 pub mod bench;
+pub mod predict;
 
 pub use cache::KvType;
 pub use config::Config;

@@ -297,6 +297,23 @@ impl LlamaConfig {
             + self.hidden_size
     }
 
+    /// The shape of a model made of some of this one's layers, in order.
+    ///
+    /// # Errors
+    /// [`ModelError::KeepLayers`] if an index is out of range or the list is not rising.
+    pub fn cut(&self, keep: &[usize]) -> Result<Self, ModelError> {
+        let count = self.num_hidden_layers;
+        let rising = keep.windows(2).all(|pair| pair[0] < pair[1]);
+        if keep.is_empty() || !rising || keep.iter().any(|&layer| layer >= count) {
+            return Err(ModelError::KeepLayers {
+                problem: format!(
+                    "{keep:?}; expected rising indices below the teacher's {count} layers"
+                ),
+            });
+        }
+        Ok(Self { num_hidden_layers: keep.len(), ..self.clone() })
+    }
+
     /// `config.json` in the form that transformers reads.
     pub fn to_json(&self) -> serde_json::Value {
         let mut json = serde_json::to_value(self).unwrap_or_default();

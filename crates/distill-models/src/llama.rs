@@ -150,7 +150,10 @@ impl LlamaForCausalLM {
 
     /// Assembles the model, asking for each parameter by name and dimensions; the answer is
     /// row-major.
-    pub(crate) fn build(
+    ///
+    /// # Panics
+    /// If the configuration was not validated, or an answer has not the elements of its dimensions.
+    pub fn build(
         config: &LlamaConfig,
         device: &Device,
         mut values: impl FnMut(&str, &[usize]) -> Vec<f32>,
@@ -233,21 +236,12 @@ impl LlamaForCausalLM {
     /// # Errors
     /// [`crate::ModelError::KeepLayers`] if an index is out of range or the list is not rising.
     pub fn cut(mut self, keep: &[usize]) -> Result<Self, crate::ModelError> {
-        let count = self.model.layers.len();
-        let rising = keep.windows(2).all(|pair| pair[0] < pair[1]);
-        if keep.is_empty() || !rising || keep.iter().any(|&layer| layer >= count) {
-            return Err(crate::ModelError::KeepLayers {
-                problem: format!(
-                    "{keep:?}; expected rising indices below the teacher's {count} layers"
-                ),
-            });
-        }
+        self.config = self.config.cut(keep)?;
         let mut index = 0;
         self.model.layers.retain(|_| {
             index += 1;
             keep.contains(&(index - 1))
         });
-        self.config.num_hidden_layers = keep.len();
         Ok(self)
     }
 

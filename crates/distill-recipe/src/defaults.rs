@@ -1,6 +1,6 @@
 //! Every default of a recipe, once. `raw` shows them in the JSON schema, `resolve` fills them in.
 
-use crate::resolved::{ActivationGrid, Backend};
+use crate::resolved::{ActivationGrid, Backend, KvCache};
 
 pub(crate) const SEED: u64 = 0;
 pub(crate) const BACKEND: Backend = Backend::Flex;
@@ -23,6 +23,13 @@ pub(crate) const CROSS_ENTROPY: f64 = 0.0;
 
 pub(crate) const ACTIVATIONS: ActivationGrid = ActivationGrid::Float;
 pub(crate) const START_STEP: usize = 0;
+
+/// Two to four large cores of a phone or of a Raspberry Pi 5, at a third of their peak.
+pub(crate) const TOPS: f64 = 0.1;
+pub(crate) const CONTEXT_LENGTH: usize = 2048;
+/// A question, not a document.
+pub(crate) const PROMPT_TOKENS: usize = 128;
+pub(crate) const KV_CACHE: KvCache = KvCache::F16;
 
 pub(crate) const BATCH_SIZE: usize = 1;
 pub(crate) const GRADIENT_ACCUMULATION: usize = 1;

@@ -67,6 +67,20 @@ impl Document {
     }
 }
 
+impl Document {
+    /// An error that points at keys of the recipe, dotted, for what is found out later than here.
+    pub fn error(&self, overrides: &[String], problems: Vec<(String, ProblemKind)>) -> RecipeError {
+        let problems = match parse(self, overrides) {
+            Err(problems) => problems,
+            Ok(tree) => problems
+                .into_iter()
+                .map(|(key, kind)| tree.sources.problem(kind, tree.place_of(&key), &[]))
+                .collect(),
+        };
+        RecipeError::Invalid { path: self.path.clone(), problems }
+    }
+}
+
 fn recipes_in(directory: &Path) -> Vec<PathBuf> {
     let mut recipes: Vec<PathBuf> = fs::read_dir(directory)
         .into_iter()
@@ -147,6 +161,23 @@ impl Sources {
 pub(crate) struct Tree<'a> {
     pub(crate) root: Spanned<DeTable<'a>>,
     pub(crate) sources: Sources,
+}
+
+impl Tree<'_> {
+    /// Where the value of a dotted key stands; the beginning if it is not there.
+    fn place_of(&self, key: &str) -> Range<usize> {
+        let mut table = self.root.get_ref();
+        let mut place = 0..0;
+        for name in key.split('.') {
+            let Some(value) = table.get(name) else { break };
+            place = value.span();
+            match value.get_ref() {
+                DeValue::Table(inner) => table = inner,
+                _ => break,
+            }
+        }
+        place
+    }
 }
 
 /// Parses the file and the overrides, and applies these to that.

@@ -194,6 +194,28 @@ pub enum ProblemKind {
     /// Quantized inputs of layers that are not.
     #[error("`quantize.activations` is \"q8_0\", and `quantize.linears` is \"none\"")]
     ActivationsWithoutLinears,
+    /// A prompt that the context cannot hold.
+    #[error(
+        "`device.prompt_tokens` is {prompt_tokens}, and `device.context_length` {context_length}"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// Tokens of prompt and answer.
+        context_length: usize,
+    },
+    /// A device that cannot do what is asked of it. Whoever knows the student's size finds this.
+    #[error("`device.{key}` is {limit}, and {predicted}")]
+    Budget {
+        /// The key of [device].
+        key: &'static str,
+        /// Its value, with the unit.
+        limit: String,
+        /// What is predicted instead, a clause.
+        predicted: String,
+        /// What would help.
+        help: String,
+    },
     /// A warm-up beyond the end.
     #[error("`train.warmup_steps` is {warmup_steps}, and there are {steps} steps")]
     Warmup {
@@ -335,6 +357,10 @@ impl ProblemKind {
             Self::ActivationsWithoutLinears => {
                 "quantize the linears too, or set `activations = \"float\"`".to_owned()
             }
+            Self::Budget { help, .. } => help.clone(),
+            Self::PromptTooLong { .. } => {
+                "the context holds prompt and answer: raise it, or shorten the prompt".to_owned()
+            }
             Self::Warmup { .. } => "a tenth of `train.steps` is a good start".to_owned(),
             Self::Decay { .. } => "shorten one of them, or train longer".to_owned(),
             Self::DecayWithoutWsd => "set `schedule = \"wsd\"`, or remove `decay_steps`".to_owned(),
@@ -363,12 +389,13 @@ impl ProblemKind {
             Self::StudentInit { .. } | Self::TwoTokenizers => "one too many",
             Self::RevisionWithoutFrom => "revision of what?",
             Self::NoTokenizer => "no tokenizer",
+            Self::Budget { .. } => "out of reach",
             Self::KeepLayersWithoutTeacher | Self::DistillWithoutTeacher => "no teacher",
             Self::KeepLayersOrder { .. } => "not increasing",
             Self::HeadDim { .. } | Self::KeyValueHeads { .. } => "does not divide",
             Self::OddHeadDim { .. } => "odd",
             Self::NotBlocks { .. } => "not a multiple of 32",
-            Self::SequenceTooLong { .. } => "too long",
+            Self::SequenceTooLong { .. } | Self::PromptTooLong { .. } => "too long",
             Self::BetaWithoutJsd { .. } | Self::DecayWithoutWsd => "would do nothing",
             Self::StartStep { .. } => "after the end",
             Self::ActivationsWithoutLinears => "needs quantized linears",

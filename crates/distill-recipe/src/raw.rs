@@ -12,7 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 
 use crate::defaults;
-use crate::resolved::{ActivationGrid, Backend, WeightGrid};
+use crate::resolved::{ActivationGrid, Backend, KvCache, WeightGrid};
 
 /// A value and the bytes of the document it was written in.
 #[derive(Clone, Debug, Deserialize)]
@@ -68,6 +68,7 @@ pub(crate) struct Recipe {
     pub(crate) data: Data,
     pub(crate) distill: Option<Written<Distill>>,
     pub(crate) quantize: Option<Quantize>,
+    pub(crate) device: Option<Device>,
     pub(crate) train: Train,
     pub(crate) eval: Option<Eval>,
     pub(crate) export: Option<Export>,
@@ -233,6 +234,43 @@ pub(crate) struct Quantize {
     /// The first step that sees the grid; before it, training is in f32.
     #[schemars(extend("default" = defaults::START_STEP))]
     pub(crate) start_step: Option<Written<usize>>,
+}
+
+/// The device that the student is made for, and what it must do there. `distill plan` predicts it,
+/// and a run that cannot keep to it is refused before it begins.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Device {
+    /// Bytes that the device reads from memory, in 10^9 a second: decoding a token reads all
+    /// weights and the whole cache once.
+    ///
+    /// Take what is reached, not what the data sheet says; about two thirds of that is common.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(crate) bandwidth_gbps: Written<f64>,
+    /// Multiplications and additions that the device reaches in matrix products, in 10^12 a
+    /// second: reading a prompt takes two for every weight and token. The default is about what a
+    /// phone's CPU does with the instructions for bytes.
+    #[schemars(extend("exclusiveMinimum" = 0), extend("default" = defaults::TOPS))]
+    pub(crate) tops: Option<Written<f64>>,
+    /// Most memory that weights, cache and buffers may take together, in 10^6 bytes.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(crate) ram_mb: Option<Written<f64>>,
+    /// Fewest tokens a second to decode, with `context_length` tokens in the cache.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(crate) min_tokens_per_s: Option<Written<f64>>,
+    /// Longest time until the first token of the answer to `prompt_tokens` tokens.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(crate) first_token_ms: Option<Written<f64>>,
+    /// Tokens of prompt and answers together that the device must hold; at most those that the
+    /// student is made for.
+    #[schemars(range(min = 1, max = 16_777_216), extend("default" = defaults::CONTEXT_LENGTH))]
+    pub(crate) context_length: Option<Written<usize>>,
+    /// Tokens of the prompt that `first_token_ms` is meant for.
+    #[schemars(range(min = 1, max = 16_777_216), extend("default" = defaults::PROMPT_TOKENS))]
+    pub(crate) prompt_tokens: Option<Written<usize>>,
+    /// How keys and values are kept there.
+    #[schemars(extend("default" = defaults::KV_CACHE))]
+    pub(crate) kv_cache: Option<Written<KvCache>>,
 }
 
 /// The optimiser (AdamW) and its schedule. A step is one update of the weights, made from

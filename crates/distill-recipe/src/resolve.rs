@@ -12,8 +12,8 @@ use crate::error::{Problem, RecipeError};
 use crate::problem::ProblemKind;
 use crate::raw::{self, Loss, ScheduleKind, Written};
 use crate::resolved::{
-    ActivationGrid, Data, Distill, DivergenceKind, Eval, Export, ModelRef, NewModel, Quantize,
-    Recipe, Schedule, Student, StudentInit, Teacher, TokenizerChoice, Train, WeightGrid,
+    ActivationGrid, Data, Device, Distill, DivergenceKind, Eval, Export, ModelRef, NewModel,
+    Quantize, Recipe, Schedule, Student, StudentInit, Teacher, TokenizerChoice, Train, WeightGrid,
 };
 use crate::shape;
 
@@ -111,6 +111,7 @@ impl Resolver<'_> {
             written.quantize.as_ref().map(|quantize| self.quantize(quantize, &written.train));
         let student = self.student(written, quantize.as_ref());
         let distill = self.distill(written);
+        let device = written.device.as_ref().map(|device| self.device(device));
         let data = Data {
             sources: written
                 .data
@@ -142,6 +143,7 @@ impl Resolver<'_> {
             data,
             distill,
             quantize,
+            device,
             train,
             eval: Eval {
                 sequences: or(&eval.sequences, defaults::EVAL_SEQUENCES),
@@ -396,6 +398,29 @@ impl Resolver<'_> {
             self.push(ProblemKind::ActivationsWithoutLinears, place.span(), &others);
         }
         Quantize { linears, embeddings: *written.embeddings.value(), activations, start_step }
+    }
+
+    fn device(&mut self, written: &raw::Device) -> Device {
+        let context_length = or(&written.context_length, defaults::CONTEXT_LENGTH);
+        if let Some(prompt) = &written.prompt_tokens
+            && *prompt.value() > context_length
+        {
+            let prompt_tokens = *prompt.value();
+            let others = place(&written.context_length, "context");
+            let kind = ProblemKind::PromptTooLong { prompt_tokens, context_length };
+            self.push(kind, prompt.span(), &others);
+        }
+        let limit = |written: &Option<Written<f64>>| written.as_ref().map(|limit| *limit.value());
+        Device {
+            bandwidth_gbps: *written.bandwidth_gbps.value(),
+            tops: or(&written.tops, defaults::TOPS),
+            ram_mb: limit(&written.ram_mb),
+            min_tokens_per_s: limit(&written.min_tokens_per_s),
+            first_token_ms: limit(&written.first_token_ms),
+            context_length,
+            prompt_tokens: or(&written.prompt_tokens, defaults::PROMPT_TOKENS.min(context_length)),
+            kv_cache: or(&written.kv_cache, defaults::KV_CACHE),
+        }
     }
 
     fn train(&mut self, written: &raw::Train) -> Train {

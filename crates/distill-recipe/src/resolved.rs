@@ -31,6 +31,8 @@ pub struct Recipe {
     pub distill: Option<Distill>,
     /// The grid trained on and shipped; `None` trains and exports f32.
     pub quantize: Option<Quantize>,
+    /// The device it is made for; `None` makes no demands.
+    pub device: Option<Device>,
     /// The optimiser and its schedule.
     pub train: Train,
     /// What is measured during and after training.
@@ -212,6 +214,41 @@ pub enum ActivationGrid {
     Q8_0,
     /// f32.
     Float,
+}
+
+/// The device that the student is made for, and what it must do there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Device {
+    /// Bytes read from memory, 10⁹ a second.
+    pub bandwidth_gbps: f64,
+    /// Multiplications and additions in matrix products, 10¹² a second.
+    pub tops: f64,
+    /// Most memory of weights, cache and buffers, in 10⁶ bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ram_mb: Option<f64>,
+    /// Fewest tokens a second to decode with `context_length` tokens in the cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_tokens_per_s: Option<f64>,
+    /// Longest time to the first token after a prompt of `prompt_tokens`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_token_ms: Option<f64>,
+    /// Tokens of prompt and answers together.
+    pub context_length: usize,
+    /// Tokens of a prompt, at most `context_length`.
+    pub prompt_tokens: usize,
+    /// How keys and values are kept.
+    pub kv_cache: KvCache,
+}
+
+/// How the runtime keeps keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KvCache {
+    /// binary16, the runtime's default.
+    F16,
+    /// 8-bit codes with a scale for 32: half the memory, and a little more.
+    #[serde(rename = "q8_0")]
+    Q8_0,
 }
 
 /// The optimiser (AdamW) and its schedule. A step is one update of the weights.

@@ -151,6 +151,8 @@ messages! {
     an_intermediate_size_that_does_not_fill_its_blocks =>
         broken("intermediate_size = 128", "intermediate_size = 100");
     sequences_longer_than_the_student => broken("[data]", "[data]\nsequence_length = 4096");
+    a_prompt_that_the_device_cannot_hold =>
+        broken("[data]", "[device]\nbandwidth_gbps = 10\nprompt_tokens = 4096\n[data]");
     distillation_without_a_teacher => message(
         &format!("{SOUND}[distill]\nloss = \"reverse_kl\"\n")
             .replace("[teacher.local]\nfrom = \"checkpoints/teacher\"\n", "")

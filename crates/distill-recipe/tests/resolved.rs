@@ -61,6 +61,8 @@ fn resolved_toml_of_every_kind_of_recipe_is_the_same_recipe() {
         vec![config, "student.tokenizer=owner/name", "data.document_separator=\"\\n\\n\""],
         vec!["quantize={ linears = \"q4_0\", embeddings = \"none\", activations = \"q8_0\" }"],
         vec!["train.epsilon=1e-300", "seed=9223372036854775807", "backend=wgpu"],
+        vec!["device={ bandwidth_gbps = 17, ram_mb = 512, kv_cache = \"q8_0\" }"],
+        vec!["device={ bandwidth_gbps = 1.5, first_token_ms = 800, context_length = 64 }"],
         vec!["eval.prompts=[]", "export.gguf=false", "train.min_learning_rate=0"],
     ] {
         assert_resolved_toml_is_the_same_recipe(&resolve(MINIMAL, &overrides));

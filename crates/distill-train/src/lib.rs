@@ -12,6 +12,7 @@ pub mod head;
 pub mod loss;
 pub mod metrics;
 pub mod optimizer;
+pub mod plan;
 pub mod prepare;
 pub mod schedule;
 pub mod teacher;
@@ -20,5 +21,6 @@ pub mod trainer;
 
 pub use error::TrainError;
 pub use metrics::{MetricsLog, Record};
+pub use plan::Plan;
 pub use prepare::{LocalPaths, Prepared};
 pub use trainer::{Observer, Trainer};

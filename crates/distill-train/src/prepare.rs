@@ -86,16 +86,11 @@ pub fn prepare(
             (Some(model), Some(report))
         }
     };
-    let student = student_config(recipe, paths, &tokenizer, teacher_model.as_ref())?;
-    student.validate("student.config")?;
+    let teacher_config = teacher_model.as_ref().map(|teacher| &teacher.config);
+    let student = student_config(recipe, paths, teacher_config, |new| new_config(new, &tokenizer))?;
+    check_shape(recipe, &student)?;
     covers("student", &student, &tokenizer)?;
-    let (sequence_length, positions) =
-        (recipe.data.sequence_length, student.max_position_embeddings);
-    if sequence_length > positions {
-        return Err(TrainError::SequenceTooLong { sequence_length, positions });
-    }
     let grids = grids(recipe);
-    grids.check(&student)?;
 
     let dataset = dataset(recipe, paths, &tokenizer, progress)?;
     let vocabulary = tokenizer.vocab_size();
@@ -103,16 +98,7 @@ pub fn prepare(
         Box::new(LocalTeacher::new(model, vocabulary, device.clone())) as Box<dyn Teacher>
     });
     Ok(Prepared {
-        distillation: recipe.distill.as_ref().map(|d| Distillation {
-            divergence: match d.loss {
-                DivergenceKind::ForwardKl => Divergence::ForwardKl,
-                DivergenceKind::ReverseKl => Divergence::ReverseKl,
-                DivergenceKind::Jsd { beta } => Divergence::Jsd { beta },
-            },
-            temperature: d.temperature,
-            scale_by_temperature_squared: d.scale_by_temperature_squared,
-            cross_entropy: d.cross_entropy,
-        }),
+        distillation: distillation(recipe),
         tokenizer,
         dataset,
         teacher,
@@ -182,6 +168,20 @@ impl Prepared {
     }
 }
 
+/// Checks that a student's sizes fit each other, the grids and the sequences.
+///
+/// # Errors
+/// [`TrainError::Model`] naming the size, [`TrainError::SequenceTooLong`].
+pub fn check_shape(recipe: &Recipe, student: &LlamaConfig) -> Result<(), TrainError> {
+    student.validate("student.config")?;
+    let (sequence_length, positions) =
+        (recipe.data.sequence_length, student.max_position_embeddings);
+    if sequence_length > positions {
+        return Err(TrainError::SequenceTooLong { sequence_length, positions });
+    }
+    Ok(grids(recipe).check(student)?)
+}
+
 /// The backend's device, by the recipe's name for it.
 ///
 /// # Errors
@@ -194,6 +194,20 @@ pub fn device(backend: distill_recipe::Backend) -> Result<Device, ModelError> {
         distill_recipe::Backend::Cuda => Backend::Cuda,
     }
     .device()
+}
+
+/// How the student is held against the teacher.
+pub fn distillation(recipe: &Recipe) -> Option<Distillation> {
+    recipe.distill.as_ref().map(|d| Distillation {
+        divergence: match d.loss {
+            DivergenceKind::ForwardKl => Divergence::ForwardKl,
+            DivergenceKind::ReverseKl => Divergence::ReverseKl,
+            DivergenceKind::Jsd { beta } => Divergence::Jsd { beta },
+        },
+        temperature: d.temperature,
+        scale_by_temperature_squared: d.scale_by_temperature_squared,
+        cross_entropy: d.cross_entropy,
+    })
 }
 
 /// The grids that ship.
@@ -226,7 +240,11 @@ pub fn read_tokenizer(path: &Path) -> Result<TextTokenizer, TrainError> {
     }
 }
 
-fn sources(recipe: &Recipe, paths: &LocalPaths) -> Result<Vec<Source>, TrainError> {
+/// The files of the recipe's text.
+///
+/// # Errors
+/// [`TrainError::Data`].
+pub fn sources(recipe: &Recipe, paths: &LocalPaths) -> Result<Vec<Source>, TrainError> {
     let options = SourceOptions {
         text_field: recipe.data.text_field.clone(),
         document_separator: recipe.data.document_separator.clone(),
@@ -239,22 +257,31 @@ fn sources(recipe: &Recipe, paths: &LocalPaths) -> Result<Vec<Source>, TrainErro
 }
 
 fn tokenizer(recipe: &Recipe, paths: &LocalPaths, run: &Path) -> Result<TextTokenizer, TrainError> {
+    let TokenizerChoice::Train { vocab_size } = recipe.student.tokenizer else {
+        return named_tokenizer(recipe, paths);
+    };
+    let kept = run.join("tokenizer");
+    if kept.join("tokenizer.json").is_file() {
+        return Ok(TextTokenizer::from_directory(&kept)?);
+    }
+    let special = SpecialTokens::default();
+    let sources = sources(recipe, paths)?;
+    let trained = TextTokenizer::train(documents(&sources)?, vocab_size, &special)
+        .map_err(|error| empty(error, &sources))?;
+    write_tokenizer(&kept, &trained)?;
+    Ok(trained)
+}
+
+/// The tokenizer that the recipe names; not one that it has trained.
+///
+/// # Errors
+/// [`TrainError::Data`] if it does not parse, [`TrainError::Tokenizers`] if none is named.
+pub fn named_tokenizer(recipe: &Recipe, paths: &LocalPaths) -> Result<TextTokenizer, TrainError> {
     let named = match &recipe.student.tokenizer {
         TokenizerChoice::From(_) => &paths.tokenizer,
         TokenizerChoice::Student => &paths.student,
         TokenizerChoice::Teacher => &paths.teacher,
-        TokenizerChoice::Train { vocab_size } => {
-            let kept = run.join("tokenizer");
-            if kept.join("tokenizer.json").is_file() {
-                return Ok(TextTokenizer::from_directory(&kept)?);
-            }
-            let special = SpecialTokens::default();
-            let sources = sources(recipe, paths)?;
-            let trained = TextTokenizer::train(documents(&sources)?, *vocab_size, &special)
-                .map_err(|error| empty(error, &sources))?;
-            write_tokenizer(&kept, &trained)?;
-            return Ok(trained);
-        }
+        TokenizerChoice::Train { .. } => &None,
     };
     match named.as_ref().or(paths.student.as_ref()).or(paths.teacher.as_ref()) {
         Some(path) => read_tokenizer(path),
@@ -275,16 +302,20 @@ fn empty(error: DataError, sources: &[Source]) -> DataError {
     }
 }
 
-fn student_config(
+/// The shape of the student, without its weights; `new` makes that of one that is not cut or read.
+///
+/// # Errors
+/// [`TrainError::Model`].
+pub fn student_config(
     recipe: &Recipe,
     paths: &LocalPaths,
-    tokenizer: &TextTokenizer,
-    teacher: Option<&LlamaForCausalLM>,
+    teacher: Option<&LlamaConfig>,
+    new: impl FnOnce(&NewModel) -> LlamaConfig,
 ) -> Result<LlamaConfig, TrainError> {
     match (&recipe.student.init, &paths.student, teacher) {
         (StudentInit::From(_), Some(path), _) => Ok(read_config(path)?),
-        (StudentInit::KeepLayers(keep), _, Some(teacher)) => Ok(teacher.clone().cut(keep)?.config),
-        (StudentInit::Config(new), _, _) => Ok(new_config(new, tokenizer)),
+        (StudentInit::KeepLayers(keep), _, Some(teacher)) => Ok(teacher.cut(keep)?),
+        (StudentInit::Config(shape), _, _) => Ok(new(shape)),
         _ => Err(TrainError::Model(ModelError::KeepLayers {
             problem: "there is no teacher to cut from".into(),
         })),
@@ -293,7 +324,16 @@ fn student_config(
 
 fn new_config(new: &NewModel, tokenizer: &TextTokenizer) -> LlamaConfig {
     LlamaConfig {
-        vocab_size: tokenizer.vocab_size(),
+        bos_token_id: tokenizer.bos(),
+        eos_token_id: tokenizer.eos().map(TokenIds::One),
+        ..shape_of(new, tokenizer.vocab_size())
+    }
+}
+
+/// The shape of a new model of that many tokens.
+pub fn shape_of(new: &NewModel, vocab_size: usize) -> LlamaConfig {
+    LlamaConfig {
+        vocab_size,
         hidden_size: new.hidden_size,
         intermediate_size: new.intermediate_size,
         num_hidden_layers: new.num_hidden_layers,
@@ -305,13 +345,13 @@ fn new_config(new: &NewModel, tokenizer: &TextTokenizer) -> LlamaConfig {
         rms_norm_eps: new.rms_norm_eps,
         max_position_embeddings: new.max_position_embeddings,
         tie_word_embeddings: new.tie_word_embeddings,
-        bos_token_id: tokenizer.bos(),
-        eos_token_id: tokenizer.eos().map(TokenIds::One),
+        bos_token_id: None,
+        eos_token_id: None,
     }
 }
 
 /// How a tokenizer differs from the student's; `None` if it does not.
-fn difference(student: &TextTokenizer, other: &TextTokenizer) -> Option<String> {
+pub(crate) fn difference(student: &TextTokenizer, other: &TextTokenizer) -> Option<String> {
     if student.fingerprint() == other.fingerprint() {
         return None;
     }

@@ -21,6 +21,8 @@ pub enum Command {
     Run(Run),
     /// Check a recipe without running it, and print it with every default.
     Check(Recipe),
+    /// Say what a recipe will need and what its student will do on the device.
+    Plan(Plan),
     /// Print the JSON schema of recipes, for editors.
     Schema,
     /// Show the tokens and the loss mask of real samples.
@@ -56,6 +58,17 @@ pub struct Run {
     /// Continue the newest run of this recipe where it stopped.
     #[arg(long)]
     pub resume: bool,
+}
+
+/// `distill plan`.
+#[derive(Args, Debug)]
+pub struct Plan {
+    /// The recipe and changes to it.
+    #[command(flatten)]
+    pub recipe: Recipe,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `distill preview`.

@@ -10,6 +10,9 @@ pub enum Failure {
     /// The recipe is wrong; the message points into it.
     #[error(transparent)]
     Recipe(#[from] distill_recipe::RecipeError),
+    /// The device cannot do what the recipe asks of it; the message points into the recipe.
+    #[error(transparent)]
+    Budget(distill_recipe::RecipeError),
     /// Training or its preparation failed.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -74,7 +77,9 @@ impl Failure {
     pub fn report(self) -> ExitCode {
         let code = self.code();
         match self {
-            Self::Recipe(error) => eprintln!("{:?}", miette::Report::new(error)),
+            Self::Recipe(error) | Self::Budget(error) => {
+                eprintln!("{:?}", miette::Report::new(error))
+            }
             other => eprintln!("error: {other}"),
         }
         ExitCode::from(code)
@@ -87,7 +92,11 @@ impl Failure {
             Self::Train(error) => error.is_input(),
             Self::Hub(error) => error.is_input(),
             Self::Edge(error) => error.is_input(),
-            Self::Export(_) | Self::Eval(_) | Self::Io { .. } | Self::Parity { .. } => false,
+            Self::Budget(_)
+            | Self::Export(_)
+            | Self::Eval(_)
+            | Self::Io { .. }
+            | Self::Parity { .. } => false,
         };
         if is_input { 2 } else { 1 }
     }

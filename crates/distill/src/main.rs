@@ -1,8 +1,9 @@
 //! The command line of distill.
 //!
 //! Results go to stdout, progress and logs to stderr. Exit codes: 0 done; 1 the work failed
-//! (parity, training, a disk); 2 what the user wrote is wrong.
+//! (parity, a device's budget, training, a disk); 2 what the user wrote is wrong.
 
+mod budget;
 mod cli;
 mod commands;
 mod failure;

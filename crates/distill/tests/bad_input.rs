@@ -20,7 +20,13 @@ fn failure(directory: &Path, args: &[&str]) -> String {
     let output = distill(directory, args);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(!stderr.contains("panicked"), "{stderr}");
-    let stderr: Vec<&str> = stderr.lines().filter(|line| !line.starts_with("run ")).collect();
+    // What happened before; the plan ends with an empty line of its own.
+    let planned = stderr.split_once("plan of ").and_then(|(_, plan)| {
+        let rows = plan.split_once("\n\n")?.1;
+        Some(rows.split_once("\n\n")?.1)
+    });
+    let before = |line: &&str| !line.starts_with("run ") && *line != "planning";
+    let stderr: Vec<&str> = planned.unwrap_or(&stderr).lines().filter(before).collect();
     let code = output.status.code().expect("no signal");
     format!("exit code {code}\n{}", settled(&stderr.join("\n"), directory))
 }

@@ -50,6 +50,7 @@ fn the_quickstart_trains_exports_verifies_and_reports() {
     for file in [
         "recipe.toml",
         "resolved.toml",
+        "plan.json",
         "metrics.jsonl",
         "timings.jsonl",
         "step-6/model.safetensors",
@@ -62,6 +63,8 @@ fn the_quickstart_trains_exports_verifies_and_reports() {
     ] {
         assert!(run.join(file).is_file(), "{file} is missing");
     }
+    let plan = std::fs::read(run.join("plan.json")).expect("a plan");
+    let plan: serde_json::Value = serde_json::from_slice(&plan).expect("JSON");
     let run = run.display().to_string();
     assert_eq!(succeed(&["verify", &run]).matches("agree").count(), 3);
 
@@ -81,6 +84,7 @@ fn the_quickstart_trains_exports_verifies_and_reports() {
     assert_eq!(json["ids"].as_array().map(Vec::len), Some(8));
     let bench = ["bench", &model, "--prompt", "16", "--generate", "4", "--repeat", "1", "--json"];
     let json: serde_json::Value = serde_json::from_str(&succeed(&bench)).expect("JSON");
+    assert_eq!(json["weight_bytes"], plan["device"]["token_weight_bytes"]);
     assert!(
         json["runs"][0]["decode"][0]["tokens_per_second"].as_f64().is_some_and(|speed| speed > 0.0)
     );

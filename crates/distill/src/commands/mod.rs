@@ -5,6 +5,7 @@ mod chat;
 mod check;
 mod export;
 mod generate;
+mod plan;
 mod preview;
 mod report;
 mod run;
@@ -19,6 +20,7 @@ pub fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::check(&args),
         Command::Schema => check::schema(),
+        Command::Plan(args) => plan::plan(&args),
         Command::Preview(args) => preview::preview(&args),
         Command::Export(args) => export::command(&args),
         Command::Verify(args) => verify::command(&args),

@@ -1,14 +1,18 @@
-//! `distill run`: prepare, train, export, verify, report. Each step leaves files behind that
+//! `distill run`: plan, prepare, train, export, verify, report. Each step leaves files behind that
 //! the next one reads, so a run that was cut short goes on with `--resume`.
 
 use distill_models::LoadReport;
 use distill_recipe::Recipe;
 use distill_train::{Trainer, checkpoint, prepare};
 
+use super::plan::WholePlan;
 use super::{export, report, verify};
 use crate::failure::Failure;
 use crate::progress::{TrainingBar, spinner};
 use crate::{cli, hub, run_directory};
+
+/// The plan, in the run directory.
+const PLAN: &str = "plan.json";
 
 /// Runs the recipe; a run whose parity fails is an error, after its report was written.
 pub fn run(args: &cli::Run) -> Result<(), Failure> {
@@ -18,7 +22,11 @@ pub fn run(args: &cli::Run) -> Result<(), Failure> {
     let run = if args.resume {
         run_directory::newest(&recipe)?
     } else {
-        run_directory::create(&recipe, &document.text)?
+        let plan = WholePlan::new(&recipe, &document, &args.recipe.set, &paths, &device)?;
+        eprint!("{}", plan.text());
+        let run = run_directory::create(&recipe, &document.text)?;
+        run_directory::write_json(&run.join(PLAN), &plan)?;
+        run
     };
     eprintln!("run {}", run.display());
 

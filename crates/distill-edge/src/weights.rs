@@ -9,6 +9,7 @@ use distill_gguf::{GgmlType, GgufFile};
 use crate::EdgeError;
 use crate::arena::{Arena, Pages};
 use crate::config::Config;
+use crate::tokenizer::stored;
 use distill_quant::packed::{Packed, ROWS};
 
 /// How the rows of a matrix are stored.
@@ -106,6 +107,9 @@ impl Weights {
     ) -> Result<Self, EdgeError> {
         let mut loader =
             Loader { file, path, known: HashSet::new(), packings: Vec::new(), packed: 0 };
+        if stored::are_in(file)? {
+            loader.known.extend(stored::NAMES.map(str::to_owned));
+        }
         let Config { hidden_size: hidden, feed_forward, vocab_size, .. } = *config;
         let query = config.heads * config.head_dim;
         let kv = config.kv_heads * config.head_dim;

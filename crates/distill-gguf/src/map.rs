@@ -22,6 +22,7 @@ pub(crate) fn map(path: &Path) -> Result<Mmap, GgufError> {
     // SAFETY: the map is read-only and private to this process's view, and `Mmap` keeps it alive
     // for every slice taken of it. A concurrent writer could change bytes under us; every value
     // that decides an address was copied out of the map and checked when the header was parsed,
-    // and all later reads are of plain numbers, for which any bytes are valid.
+    // or is checked whenever it is read (`Strings`), and all other reads are of plain numbers, for
+    // which any bytes are valid.
     unsafe { Mmap::map(&file) }.map_err(open_error)
 }

@@ -166,6 +166,9 @@ fn significant(dims: &[u64]) -> &[u64] {
     &dims[..dims.iter().rposition(|&d| d != 1).map_or(0, |last| last + 1)]
 }
 
+/// Bytes of the file that are taken out of memory at a time.
+const RELEASE: usize = 1 << 20;
+
 struct Loader<'f> {
     file: &'f GgufFile,
     path: &'f Path,
@@ -320,8 +323,15 @@ impl Packing {
     fn run(&self, file: &GgufFile, groups: &mut [u8]) {
         let group_bytes = self.grid.group_bytes(self.columns);
         let rows = file.bytes()[self.from.clone()].chunks(group_bytes);
+        let (mut packed, mut released) = (self.from.start, self.from.start);
         for (rows, group) in rows.zip(groups.chunks_exact_mut(group_bytes)) {
             self.grid.pack(rows, self.columns, group);
+            packed += rows.len();
+            // What was packed is not read again: without this, both copies would be in memory.
+            if packed - released >= RELEASE || packed == self.from.end {
+                file.release(released..packed);
+                released = packed;
+            }
         }
     }
 }

@@ -100,6 +100,18 @@ impl GgufFile {
         Bytes::new(&self.shared.content, range)
     }
 
+    /// Takes bytes that are not needed soon out of memory, if the file is mapped: a model that is
+    /// made of another copy then needs only one. They can be read as before.
+    ///
+    /// # Panics
+    /// If the range ends beyond the file.
+    pub fn release(&self, range: Range<usize>) {
+        assert!(range.start <= range.end && range.end <= self.bytes().len(), "{range:?}");
+        if let Content::Mapped(map) = &*self.shared.content {
+            map::release(map, range);
+        }
+    }
+
     /// The whole file; [`TensorInfo::range`] counts in it.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use distill_gguf::{GgufFile, Metadata};
+use distill_gguf::{Decimal, GgufFile, Metadata};
 
 use crate::EdgeError;
 use crate::tokenizer::vocab_size;
@@ -121,12 +121,13 @@ impl Reader<'_> {
         let positive = |x: f32| x.is_finite() && x > 0.0;
         if !(config.rms_epsilon.is_finite() && config.rms_epsilon >= 0.0) {
             let key = "llama.attention.layer_norm_rms_epsilon";
-            return Err(self.refuse(key, config.rms_epsilon, "a finite number, not negative"));
+            let found = Decimal(config.rms_epsilon.into());
+            return Err(self.refuse(key, found, "a finite number, not negative"));
         }
         if !positive(config.rope_theta) {
             return Err(self.refuse(
                 "llama.rope.freq_base",
-                config.rope_theta,
+                Decimal(config.rope_theta.into()),
                 "a positive finite number",
             ));
         }

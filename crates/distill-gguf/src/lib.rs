@@ -15,6 +15,7 @@
 //! Specification: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 mod bytes;
+mod decimal;
 mod error;
 mod file;
 mod ggml_type;
@@ -28,6 +29,7 @@ mod value;
 mod writer;
 
 pub use bytes::Bytes;
+pub use decimal::Decimal;
 pub use error::GgufError;
 pub use file::GgufFile;
 pub use ggml_type::GgmlType;

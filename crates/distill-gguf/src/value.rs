@@ -1,6 +1,6 @@
 //! Metadata values.
 
-use crate::Strings;
+use crate::{Decimal, Strings};
 
 /// The type of a metadata value, with the number it has in a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -193,11 +193,11 @@ impl Value {
             Self::I16(x) => format!("I16 {x}"),
             Self::U32(x) => format!("U32 {x}"),
             Self::I32(x) => format!("I32 {x}"),
-            Self::F32(x) => format!("F32 {x}"),
+            Self::F32(x) => format!("F32 {}", Decimal(f64::from(*x))),
             Self::Bool(x) => format!("Bool {x}"),
             Self::U64(x) => format!("U64 {x}"),
             Self::I64(x) => format!("I64 {x}"),
-            Self::F64(x) => format!("F64 {x}"),
+            Self::F64(x) => format!("F64 {}", Decimal(*x)),
         }
     }
 }

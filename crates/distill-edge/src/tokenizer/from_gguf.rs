@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use distill_gguf::{GgufFile, Metadata};
+use distill_gguf::{Decimal, GgufFile, Metadata};
 
 use super::hash::Seed;
 use super::parts::{Lists, PartsError, Scheme, Settings, Tables};
@@ -175,9 +175,11 @@ impl Reader<'_> {
                 format!("an array of {found}"),
                 &format!("one entry for each of the {count} tokens"),
             ),
-            PartsError::Score { index, score } => {
-                self.refuse(&format!("tokenizer.ggml.scores[{index}]"), score, "a finite number")
-            }
+            PartsError::Score { index, score } => self.refuse(
+                &format!("tokenizer.ggml.scores[{index}]"),
+                Decimal(score.into()),
+                "a finite number",
+            ),
             PartsError::Length { index, bytes } => self.refuse(
                 &format!("tokenizer.ggml.tokens[{index}]"),
                 format!("{bytes} bytes long"),

@@ -72,6 +72,19 @@ fn the_tables_of_a_file_are_the_same_whenever_they_are_made() {
     assert!(StoredVocabulary::of(&stored(&file)).unwrap().is_none(), "tables have no lists");
 }
 
+#[test]
+fn a_vocabulary_of_no_tokens_has_no_tables() {
+    // Found by the fuzzer: a tensor of no elements, which no file can hold.
+    let mut draft = tiny("gpt2", "gpt-2");
+    for key in ["tokenizer.ggml.tokens", "tokenizer.ggml.merges"] {
+        draft.set(key, Vec::<String>::new());
+    }
+    draft.set("tokenizer.ggml.token_type", Vec::<i32>::new());
+    let file = GgufFile::from_bytes(draft.bytes(), Path::new("m.gguf")).unwrap();
+    let said = StoredVocabulary::of(&file).unwrap_err().to_string();
+    assert_eq!(said, "m.gguf: tokenizer.ggml.tokens is empty; expected at least one token");
+}
+
 /// A model with all kinds of tokens.
 fn tiny(model: &str, pre: &str) -> Draft {
     let mut draft = Draft::new(SHAPE, GgmlType::Q4_0, GgmlType::Q8_0);

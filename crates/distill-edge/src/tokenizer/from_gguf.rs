@@ -36,6 +36,10 @@ impl StoredVocabulary {
         }
         let reader = Reader { metadata: file.metadata(), file: file.path() };
         let tables = reader.tables(STORED_SEED)?;
+        // No model has such a vocabulary, and no tensor is empty.
+        if tables.vocabulary.len() == 0 {
+            return Err(reader.refuse(TOKENS, "empty", "at least one token"));
+        }
         let stored = Self::from(&tables);
         reader.tokenizer(tables)?;
         Ok(Some(stored))

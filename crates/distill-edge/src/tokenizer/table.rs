@@ -146,7 +146,8 @@ mod tests {
 
     #[test]
     fn every_entry_is_found_and_the_first_of_equals() {
-        for entries in [0, 1, 2, 63, 64, 65, 1000, 300_000] {
+        let many = if cfg!(miri) { 200 } else { 300_000 };
+        for entries in [0, 1, 2, 63, 64, 65, many] {
             let mut maker = TableMaker::<2>::new(entries as usize);
             for key in (0..entries).chain(0..entries / 2) {
                 // The second time with another token.

@@ -4,7 +4,7 @@
 #     tests/fuzz.sh [EXECUTIONS]
 #
 # EXECUTIONS are those of all targets together, 1,000,000 by default: shared so that each takes about as long on one
-# core, some five minutes in all. A crash, an allocation beyond the bounds of fuzz/src/limits.rs, a leak, or ten seconds
+# core, some five minutes in all. A crash, an allocation beyond the bounds of fuzz/src/limits.rs, a leak, or a minute
 # without an answer fails its target and leaves the input in fuzz/artifacts. What was found stays in fuzz/corpus and is
 # where the next run begins; both are this machine's alone.
 #
@@ -32,7 +32,7 @@ fuzz() {
     shift 3
     printf '\n== %s, %d executions\n' "$target" "$runs"
     # Leaks are found by the targets themselves, faster.
-    cargo +nightly fuzz run "$target" "$@" -runs="$runs" -max_len="$longest" -timeout=10 -rss_limit_mb=2048 \
+    cargo +nightly fuzz run "$target" "$@" -runs="$runs" -max_len="$longest" -timeout=60 -rss_limit_mb=2048 \
         -detect_leaks=0 -print_final_stats=1 2>&1 | tee "$log" |
         grep --line-buffered -E '^#[0-9]+[[:space:]]+(INITED|pulse|DONE)|panicked|ERROR|SUMMARY|^error|^artifact' || true
     # Only a run that came to its end says so.

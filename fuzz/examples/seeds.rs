@@ -20,6 +20,8 @@ fn main() -> std::io::Result<()> {
             container::model(shape, &container::tokens(), ty, |count| vec![0x3C; count]);
         container::set_tokenizer(&mut file, ["gpt2", "llama", "gemma4"][i % 3]);
         fs::write(containers.join(format!("seed-{ty}.gguf")), file.bytes())?;
+        container::store_vocabulary(&mut file);
+        fs::write(containers.join(format!("seed-{ty}.edge")), file.bytes())?;
     }
     for (i, mut session) in states::sessions().into_iter().enumerate() {
         for tokens in [0, 1, 17] {

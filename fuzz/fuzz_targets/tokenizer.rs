@@ -3,11 +3,11 @@
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use distill_edge::Tokenizer;
-use distill_fuzz::container::{Container, Value};
+use distill_fuzz::container::{Container, Value, store_vocabulary};
 use distill_fuzz::limits::{LOAD_CONSTANT, LOAD_FACTOR, assert_within};
 use distill_fuzz::meter::{peak, without_leaks};
 use distill_fuzz::run;
-use distill_gguf::Gguf;
+use distill_gguf::GgufFile;
 use libfuzzer_sys::fuzz_target;
 
 /// What tokens and texts are made of: characters of all lengths, the marks of both spellings, the
@@ -49,15 +49,26 @@ const WORDS: [&str; 32] = [
 
 #[derive(Debug)]
 struct Input {
-    header: Vec<u8>,
+    lists: Vec<u8>,
+    /// The same vocabulary in tables, and whether they were damaged then.
+    tables: Vec<u8>,
+    damaged: bool,
     text: String,
 }
 
 impl<'a> Arbitrary<'a> for Input {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         let text = words(u, 40)?;
-        let header = vocabulary(u)?.bytes();
-        Ok(Self { header, text })
+        let mut container = vocabulary(u)?;
+        let lists = container.bytes();
+        store_vocabulary(&mut container);
+        let damaged = !container.tensors.is_empty() && u.ratio(2, 3)?;
+        if damaged {
+            for _ in 0..u.int_in_range(1..=8)? {
+                damage(&mut container, u)?;
+            }
+        }
+        Ok(Self { lists, tables: container.bytes(), damaged, text })
     }
 }
 
@@ -133,20 +144,48 @@ fn vocabulary(u: &mut Unstructured<'_>) -> Result<Container> {
     Ok(container)
 }
 
+/// Something in a table that the export did not write: mostly small numbers, which look like ids.
+fn damage(container: &mut Container, u: &mut Unstructured<'_>) -> Result<()> {
+    let table = u.choose_index(container.tensors.len())?;
+    let bytes = &mut container.tensors[table].bytes;
+    if u.ratio(1, 16)? {
+        bytes.fill(u.arbitrary()?);
+    } else if let Some(at) = bytes.len().checked_sub(4) {
+        let at = u.int_in_range(0..=at)? & !3;
+        let word = match u.arbitrary()? {
+            x if u.ratio(1, 8)? => x,
+            x => x % 40,
+        };
+        bytes[at..at + 4].copy_from_slice(&u32::to_le_bytes(word));
+    } else {
+        bytes[0] = u.arbitrary()?;
+    }
+    Ok(())
+}
+
 fuzz_target!(|input: Input| without_leaks(|| check(&input)));
 
 fn check(input: &Input) {
-    let size = input.header.len();
-    let (tokenizer, used) = peak(|| {
-        let gguf = Gguf::parse(&input.header, run::name()).expect("a valid container");
-        Tokenizer::from_gguf(gguf.metadata(), run::name())
-    });
-    assert_within("a vocabulary", used, LOAD_FACTOR, size, LOAD_CONSTANT);
-    if let Ok(tokenizer) = tokenizer.map_err(|error| error.to_string()) {
-        let ids = run::text(&tokenizer, &input.text);
-        for id in ids.into_iter().chain([u32::MAX]) {
-            tokenizer.kind(id);
-            tokenizer.is_eog(id);
-        }
+    let listed = encoded(&input.lists, &input.text);
+    let mapped = encoded(&input.tables, &input.text);
+    if !input.damaged {
+        assert_eq!(mapped, listed);
     }
+}
+
+/// What a text becomes, if the vocabulary can be.
+fn encoded(file: &[u8], text: &str) -> Option<[Vec<u32>; 2]> {
+    let bytes = file.to_vec();
+    let (tokenizer, used) = peak(|| {
+        let gguf = GgufFile::from_bytes(bytes, run::name()).expect("a valid container");
+        Tokenizer::from_gguf(&gguf)
+    });
+    assert_within("a vocabulary", used, LOAD_FACTOR, file.len(), LOAD_CONSTANT);
+    let tokenizer = tokenizer.map_err(|error| error.to_string()).ok()?;
+    let ids = run::text(&tokenizer, text);
+    for id in ids.into_iter().chain([u32::MAX]) {
+        tokenizer.kind(id);
+        tokenizer.is_eog(id);
+    }
+    Some([tokenizer.encode(text, true), tokenizer.encode_plain(text)])
 }

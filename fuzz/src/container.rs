@@ -1,9 +1,15 @@
 //! Small GGUF files in memory, with anything in them.
 
+use std::path::Path;
+
+use distill_edge::{EdgeError, StoredVocabulary};
+use distill_gguf::GgufFile;
+
 /// A metadata value of the types that the runtime reads.
 #[derive(Clone, Debug)]
 pub enum Value {
     U32(u32),
+    U64(u64),
     F32(f32),
     Bool(bool),
     Text(String),
@@ -79,6 +85,10 @@ fn put(out: &mut Vec<u8>, value: &Value) {
     match value {
         Value::U32(x) => {
             out.extend(4_u32.to_le_bytes());
+            out.extend(x.to_le_bytes());
+        }
+        Value::U64(x) => {
+            out.extend(10_u32.to_le_bytes());
             out.extend(x.to_le_bytes());
         }
         Value::F32(x) => {
@@ -216,6 +226,32 @@ pub fn model(
 /// Tokens that can spell "ab ba", and some that are special.
 pub fn tokens() -> Vec<String> {
     ["a", "b", "Ġ", "▁", "ab", "<|end|>", "<0x41>", "▁a"].map(str::to_owned).to_vec()
+}
+
+/// Puts tables in place of the vocabulary's lists, as `model.edge` has them. Nothing if the runtime
+/// does not read the lists.
+pub fn store_vocabulary(container: &mut Container) {
+    let file = GgufFile::from_bytes(container.bytes(), Path::new("fuzz"));
+    let Ok(Some(stored)) = file.map_err(EdgeError::from).and_then(|f| StoredVocabulary::of(&f))
+    else {
+        return;
+    };
+    let instead_of = StoredVocabulary::INSTEAD_OF;
+    container.keys.retain(|(key, _)| !instead_of.contains(&key.as_str()));
+    for (key, value) in stored.keys {
+        let value = match value {
+            distill_gguf::Value::U32(x) => Value::U32(x),
+            other => Value::U64(other.as_u64().expect("a number")),
+        };
+        container.set(key, value);
+    }
+    let tables = stored.tensors.into_iter().map(|table| Tensor {
+        name: table.name.to_owned(),
+        dims: table.dims,
+        ty: table.ty.id(),
+        bytes: table.bytes.to_vec(),
+    });
+    container.tensors.splice(..0, tables);
 }
 
 /// Adds a tokenizer of one of the three models to a file with [`tokens`].

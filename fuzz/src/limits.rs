@@ -9,8 +9,9 @@
 //! | a metadata key, from 14 bytes | entry of 64, slot of 33, name, each grown by doubling | 25 |
 //! | an array in an array, from 12 | 32, claimed anew on each of 4 levels | 11 |
 //! | a tensor's record, from 33 | record, checked record, slot, names, a share of its layer | 15 |
-//! | an empty token, 8, with its score or type, 4 | 2 texts of 12, 2 slots of 32, 80 of the merge table, 72 of the special tokens | 25 |
-//! | a byte of a token with a score | a pair that spells it: a slot of 17 in a table that doubles when it is 7/8 full, with its predecessor | 58 |
+//! | an empty token, 8, with its score or type, 4 | 2 texts of 12, 2 slots of 12, 24 of the list of merges, 168 of the special tokens | 20 |
+//! | a byte of a token with a score | a pair that spells it: 12 in a list that doubles, 24 in the merge table | 48 |
+//! | a kind in `model.edge`, 1, with its end, 4 | 168 of the special tokens | 34 |
 //! | a row of Q4_0 or Q8_0 | a group of 16 rows | 16 |
 //!
 //! A byte is in one of these parts. Its text may stand in memory six times more (key, error, token,

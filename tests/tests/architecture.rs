@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("distill-gguf", &["distill-quant"]),
     ("distill-data", &["distill-gguf"]),
     ("distill-edge", &["distill-quant", "distill-gguf"]),
-    ("distill-export", &["distill-quant", "distill-gguf"]),
+    ("distill-export", &["distill-quant", "distill-gguf", "distill-edge"]),
     ("distill-ops", &["distill-quant"]),
     ("distill-models", &["distill-quant", "distill-gguf", "distill-ops"]),
     ("distill-eval", &["distill-models", "distill-data", "distill-edge", "distill-quant"]),

@@ -92,8 +92,7 @@ fn runtime_logits_agree_with_transformers_on_the_dequantized_model() {
 fn runtime_tokenizer_gives_the_ids_of_hugging_face_and_llama_cpp() {
     let Some(path) = smollm2() else { return };
     let file = GgufFile::open(&path).expect("opens");
-    let tokenizer =
-        distill_edge::Tokenizer::from_gguf(file.metadata(), &path).expect("a tokenizer");
+    let tokenizer = distill_edge::Tokenizer::from_gguf(&file).expect("a tokenizer");
     for case in list(&fixture("smollm2-tokenizer.json")["cases"]) {
         let text = case["text"].as_str().expect("a text");
         let expected = ids(&case["ids"]);

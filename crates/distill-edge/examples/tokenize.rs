@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let file = GgufFile::open(model.as_ref())?;
         let read_ms = started.elapsed().as_secs_f64() * 1e3;
         let started = Instant::now();
-        let tokenizer = Tokenizer::from_gguf(file.metadata(), model.as_ref())?;
+        let tokenizer = Tokenizer::from_gguf(&file)?;
         Ok((tokenizer, read_ms, started.elapsed().as_secs_f64() * 1e3))
     };
     let (tokenizer, mut read_ms, mut build_ms) = open()?;

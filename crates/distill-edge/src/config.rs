@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use distill_gguf::Metadata;
+use distill_gguf::{Decimal, GgufFile, Metadata};
 
 use crate::EdgeError;
+use crate::tokenizer::vocab_size;
 
 /// Sizes and constants of a model. All sizes are elements, not bytes.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,7 +33,8 @@ pub struct Config {
 }
 
 impl Config {
-    pub(crate) fn from_metadata(metadata: &Metadata, file: &Path) -> Result<Self, EdgeError> {
+    pub(crate) fn from_gguf(gguf: &GgufFile) -> Result<Self, EdgeError> {
+        let (metadata, file) = (gguf.metadata(), gguf.path());
         let architecture = metadata.string("general.architecture")?;
         if architecture != "llama" {
             return Err(EdgeError::Architecture {
@@ -55,7 +57,7 @@ impl Config {
                 .unwrap_or(hidden_size / heads),
             rms_epsilon: metadata.f32("llama.attention.layer_norm_rms_epsilon")?,
             rope_theta: metadata.optional_f32("llama.rope.freq_base")?.unwrap_or(10_000.0),
-            vocab_size: metadata.strings("tokenizer.ggml.tokens")?.len(),
+            vocab_size: vocab_size(gguf)?,
         };
         reader.check(&config)?;
         Ok(config)
@@ -119,12 +121,13 @@ impl Reader<'_> {
         let positive = |x: f32| x.is_finite() && x > 0.0;
         if !(config.rms_epsilon.is_finite() && config.rms_epsilon >= 0.0) {
             let key = "llama.attention.layer_norm_rms_epsilon";
-            return Err(self.refuse(key, config.rms_epsilon, "a finite number, not negative"));
+            let found = Decimal(config.rms_epsilon.into());
+            return Err(self.refuse(key, found, "a finite number, not negative"));
         }
         if !positive(config.rope_theta) {
             return Err(self.refuse(
                 "llama.rope.freq_base",
-                config.rope_theta,
+                Decimal(config.rope_theta.into()),
                 "a positive finite number",
             ));
         }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use distill_gguf::GgufError;
+use distill_gguf::{Decimal, GgufError};
 
 use crate::cache::KvType;
 use crate::tokenizer::PreTokenizer;
@@ -218,8 +218,9 @@ impl fmt::Display for EdgeError {
             ),
             Self::NotFinite { file, tensor, index, found } => write!(
                 f,
-                "{}: tensor `{tensor}` holds {found} at index {index}; expected finite numbers",
-                file.display()
+                "{}: tensor `{tensor}` holds {} at index {index}; expected finite numbers",
+                file.display(),
+                Decimal((*found).into())
             ),
             Self::PreTokenizer { file, found } => write!(
                 f,

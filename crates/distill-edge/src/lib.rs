@@ -58,5 +58,7 @@ pub use generate::{Generation, StopReason, generate};
 pub use model::{Activations, KernelChoice, LoadOptions, Model};
 pub use sampler::{Sampler, SamplerOptions, argmax};
 pub use session::{Session, SessionOptions};
-pub use tokenizer::{PreTokenizer, TokenKind, Tokenizer, Utf8Stream};
+pub use tokenizer::{
+    PreTokenizer, StoredTensor, StoredVocabulary, TokenKind, Tokenizer, Utf8Stream,
+};
 pub use trace::{LinearInput, QuantizedInput};

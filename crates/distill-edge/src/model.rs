@@ -120,8 +120,8 @@ impl Model {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         };
-        let config = Config::from_metadata(file.metadata(), path)?;
-        let tokenizer = Tokenizer::from_gguf(file.metadata(), path)?;
+        let config = Config::from_gguf(&file)?;
+        let tokenizer = Tokenizer::from_gguf(&file)?;
         let weights = Weights::load(&file, path, &config, threads)?;
         let any_quantized = weights.linears().any(Matrix::is_quantized);
         let activations = match options.activations {

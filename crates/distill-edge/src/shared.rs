@@ -18,14 +18,18 @@ use crate::arena::{Arena, Pages, Refused};
 pub(crate) struct Shared<T> {
     first: NonNull<UnsafeCell<T>>,
     len: usize,
-    /// Keeps the memory.
-    _owner: Owner<T>,
+    owner: Owner,
 }
 
+/// What keeps the memory.
 #[derive(Debug)]
-enum Owner<T> {
-    Box { _cells: Box<[UnsafeCell<T>]> },
-    Arena { _bytes: Arena },
+enum Owner {
+    /// A box of `[T]`, of which `first` is all that is left: a box that is moved claims its memory
+    /// for itself, and no pointer from before may be used then.
+    Leaked,
+    Arena {
+        _bytes: Arena,
+    },
 }
 
 /// Numbers for which all bytes zero are a value, the number zero.
@@ -34,6 +38,16 @@ pub(crate) trait Zero: Copy {}
 impl Zero for f32 {}
 impl Zero for u16 {}
 impl Zero for i8 {}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        if matches!(self.owner, Owner::Leaked) {
+            let elements = NonNull::slice_from_raw_parts(self.first.cast::<T>(), self.len);
+            // SAFETY: `new` leaked a box of these elements, and nothing else owns them.
+            drop(unsafe { Box::from_raw(elements.as_ptr()) });
+        }
+    }
+}
 
 // SAFETY: the memory is owned, like a box's.
 unsafe impl<T: Send> Send for Shared<T> {}
@@ -44,11 +58,9 @@ unsafe impl<T: Send + Sync> Sync for Shared<T> {}
 impl<T> Shared<T> {
     pub fn new(values: Vec<T>) -> Self {
         let len = values.len();
-        let values = Box::into_raw(values.into_boxed_slice());
-        // SAFETY: the pointer comes from a box, and `UnsafeCell<T>` is laid out as `T`.
-        let mut cells = unsafe { Box::from_raw(values as *mut [UnsafeCell<T>]) };
-        let first = NonNull::from(&mut *cells).cast();
-        Self { first, len, _owner: Owner::Box { _cells: cells } }
+        // `UnsafeCell<T>` is laid out as `T`.
+        let first = NonNull::from(Box::leak(values.into_boxed_slice())).cast();
+        Self { first, len, owner: Owner::Leaked }
     }
 
     /// Zeros in large pages.
@@ -59,7 +71,7 @@ impl<T> Shared<T> {
         let mut bytes = Arena::new(len.checked_mul(size_of::<T>()).ok_or(Refused)?, pages)?;
         // An arena begins on a page, which aligns any number.
         let first = NonNull::from(bytes.bytes_mut()).cast();
-        Ok(Self { first, len, _owner: Owner::Arena { _bytes: bytes } })
+        Ok(Self { first, len, owner: Owner::Arena { _bytes: bytes } })
     }
 
     /// A pointer to some elements.

@@ -9,6 +9,7 @@ use distill_gguf::{GgmlType, GgufFile};
 use crate::EdgeError;
 use crate::arena::{Arena, Pages};
 use crate::config::Config;
+use crate::tokenizer::stored;
 use distill_quant::packed::{Packed, ROWS};
 
 /// How the rows of a matrix are stored.
@@ -106,6 +107,9 @@ impl Weights {
     ) -> Result<Self, EdgeError> {
         let mut loader =
             Loader { file, path, known: HashSet::new(), packings: Vec::new(), packed: 0 };
+        if stored::are_in(file)? {
+            loader.known.extend(stored::NAMES.map(str::to_owned));
+        }
         let Config { hidden_size: hidden, feed_forward, vocab_size, .. } = *config;
         let query = config.heads * config.head_dim;
         let kv = config.kv_heads * config.head_dim;
@@ -161,6 +165,9 @@ impl Weights {
 fn significant(dims: &[u64]) -> &[u64] {
     &dims[..dims.iter().rposition(|&d| d != 1).map_or(0, |last| last + 1)]
 }
+
+/// Bytes of the file that are taken out of memory at a time.
+const RELEASE: usize = 1 << 20;
 
 struct Loader<'f> {
     file: &'f GgufFile,
@@ -316,8 +323,15 @@ impl Packing {
     fn run(&self, file: &GgufFile, groups: &mut [u8]) {
         let group_bytes = self.grid.group_bytes(self.columns);
         let rows = file.bytes()[self.from.clone()].chunks(group_bytes);
+        let (mut packed, mut released) = (self.from.start, self.from.start);
         for (rows, group) in rows.zip(groups.chunks_exact_mut(group_bytes)) {
             self.grid.pack(rows, self.columns, group);
+            packed += rows.len();
+            // What was packed is not read again: without this, both copies would be in memory.
+            if packed - released >= RELEASE || packed == self.from.end {
+                file.release(released..packed);
+                released = packed;
+            }
         }
     }
 }

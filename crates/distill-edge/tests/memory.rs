@@ -157,7 +157,7 @@ fn a_vocabulary_allocates_in_proportion_to_the_file() {
             let size = writer.finish().unwrap() as usize;
             let (tokenizer, used) = peak(|| {
                 let file = GgufFile::open(&path).unwrap();
-                Tokenizer::from_gguf(file.metadata(), &path).map(|_| ())
+                Tokenizer::from_gguf(&file).map(|_| ())
             });
             assert_bounded(&format!("{model}, {ty}, {tokenizer:?}"), used, size);
         }

@@ -12,7 +12,7 @@ fn fixture(name: &str, extension: &str) -> PathBuf {
 
 fn tokenizer(name: &str) -> Tokenizer {
     let path = fixture(name, "gguf");
-    Tokenizer::from_gguf(GgufFile::open(&path).unwrap().metadata(), &path).unwrap()
+    Tokenizer::from_gguf(&GgufFile::open(&path).unwrap()).unwrap()
 }
 
 /// (text, ids) of each line.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use distill_edge::StoredVocabulary;
 use distill_gguf::{GgmlType, GgufFile, GgufWriter, TensorSource, TensorView};
 use distill_quant::packed::{Packed, ROWS};
 
@@ -11,19 +12,31 @@ use crate::{ExportError, Summary, sha256};
 const ALIGNMENT: u32 = 64;
 
 /// Writes the GGUF file `gguf` again as `out`, with its Q4_0 and Q8_0 matrices in the order of
-/// [`distill_quant::packed`] and every tensor on a cache line. Codes, scales and metadata stay as
-/// they are, so both files compute the same bits; only the runtime of this project reads the new
-/// one.
+/// [`distill_quant::packed`], every tensor on a cache line, and the tables of its tokenizer for the
+/// lists that they are made of. Codes, scales and all other metadata stay as they are, so both
+/// files compute the same bits; only the runtime of this project reads the new one.
 ///
 /// # Errors
-/// If `gguf` cannot be read or the disk refuses; `out` is then as it was.
+/// If `gguf` or its tokenizer cannot be read, or the disk refuses; `out` is then as it was.
 pub fn export_edge(gguf: &Path, out: &Path) -> Result<Summary, ExportError> {
     let file = GgufFile::open(gguf)?;
+    // None where the file is a `model.edge` already; what it holds is then copied.
+    let vocabulary = StoredVocabulary::of(&file)?;
     let mut writer = GgufWriter::create(out)?;
-    for (key, value) in file.metadata().iter() {
+    let instead_of = vocabulary.as_ref().map_or(&[][..], |_| &StoredVocabulary::INSTEAD_OF);
+    for (key, value) in file.metadata().iter().filter(|(key, _)| !instead_of.contains(key)) {
         writer.set(key, value.clone());
     }
     writer.set("general.alignment", ALIGNMENT);
+    // Before the model's tensors: the only ones that are small, and read at every start.
+    for StoredVocabulary { keys, tensors } in vocabulary.iter() {
+        for (key, value) in keys {
+            writer.set(*key, value.clone());
+        }
+        for tensor in tensors {
+            writer.tensor(tensor.name, &tensor.dims, tensor.ty, &tensor.bytes[..])?;
+        }
+    }
     for info in file.tensors() {
         let view = file.require(&info.name)?;
         match packed(&view) {
@@ -46,7 +59,8 @@ pub fn export_edge(gguf: &Path, out: &Path) -> Result<Summary, ExportError> {
         }
     }
     let bytes = writer.finish()?;
-    Ok(Summary { tensors: file.tensors().len(), bytes, sha256: sha256(out)? })
+    let tensors = file.tensors().len() + vocabulary.as_ref().map_or(0, |v| v.tensors.len());
+    Ok(Summary { tensors, bytes, sha256: sha256(out)? })
 }
 
 /// How a matrix is packed, if it can be.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use distill_edge::EdgeError;
 use distill_gguf::GgufError;
 
 /// Why a checkpoint could not be exported.
@@ -204,6 +205,9 @@ pub enum ExportError {
     /// The GGUF file could not be written.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// The runtime that `model.edge` is for does not read the tokenizer.
+    #[error(transparent)]
+    Edge(#[from] EdgeError),
 }
 
 /// Tensors that should be there and are not, and the other way round.

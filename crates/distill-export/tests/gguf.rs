@@ -152,7 +152,9 @@ fn the_metadata_are_complete() {
     let (directory, _) = export(&Tiny::new(true, 16), &options(Grid::Q4_0, Grid::Q8_0));
     let file = open(directory.path());
     let lines = file.metadata().iter().map(|(key, value)| match value {
-        Value::Array(Array::String(x)) => format!("{key} = {} strings: {}", x.len(), x.join("·")),
+        Value::Array(Array::String(x)) => {
+            format!("{key} = {} strings: {}", x.len(), x.iter().collect::<Vec<_>>().join("·"))
+        }
         Value::Array(Array::I32(x)) => format!("{key} = {x:?}"),
         other => format!("{key} = {other:?}"),
     });
@@ -273,8 +275,9 @@ fn fillers_stay_apart_from_tokens_and_take_no_role() {
     summary.unwrap();
     let file = open(directory.path());
     let metadata = file.metadata();
-    let tokens = metadata.strings("tokenizer.ggml.tokens").unwrap();
-    assert_eq!(tokens[75..], ["[PAD76]", "[PAD76]_", "[PAD77]", "[PAD78]", "[PAD79]"]);
+    let tokens = metadata.strings("tokenizer.ggml.tokens").unwrap().iter().skip(75);
+    let tokens: Vec<&str> = tokens.collect();
+    assert_eq!(tokens, ["[PAD76]", "[PAD76]_", "[PAD77]", "[PAD78]", "[PAD79]"]);
     assert_eq!(metadata.optional_u32("tokenizer.ggml.bos_token_id").unwrap(), None);
     assert_eq!(metadata.u32("tokenizer.ggml.unknown_token_id").unwrap(), 75);
     assert!(!metadata.bool("tokenizer.ggml.add_bos_token").unwrap());

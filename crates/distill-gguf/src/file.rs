@@ -1,13 +1,13 @@
 //! A file, mapped or in memory.
 
 use std::borrow::Cow;
-use std::ops::Deref;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::Mmap;
-
-use crate::{Gguf, GgufError, Metadata, TensorInfo, TensorView, map};
+use crate::bytes::Content;
+use crate::reader::Header;
+use crate::{Bytes, GgufError, Metadata, TensorInfo, TensorView, map};
 
 /// A GGUF file, memory-mapped or given as bytes. Clones share them; they live as long as the last.
 #[derive(Clone, Debug)]
@@ -17,26 +17,8 @@ pub struct GgufFile {
 
 #[derive(Debug)]
 struct Shared {
-    content: Content,
-    header: Gguf,
-}
-
-/// The bytes of a whole file.
-#[derive(Debug)]
-enum Content {
-    Mapped(Mmap),
-    Memory(Cow<'static, [u8]>),
-}
-
-impl Deref for Content {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Mapped(map) => map,
-            Self::Memory(bytes) => bytes,
-        }
-    }
+    content: Arc<Content>,
+    header: Header,
 }
 
 impl GgufFile {
@@ -62,7 +44,8 @@ impl GgufFile {
     }
 
     fn new(content: Content, path: &Path) -> Result<Self, GgufError> {
-        let header = Gguf::parse(&content, path)?;
+        let content = Arc::new(content);
+        let header = Header::parse(&content, path)?;
         Ok(Self { shared: Arc::new(Shared { content, header }) })
     }
 
@@ -70,6 +53,12 @@ impl GgufFile {
     #[must_use]
     pub fn path(&self) -> &Path {
         self.metadata().file()
+    }
+
+    /// The container's version, 2 or 3.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.shared.header.version()
     }
 
     /// The metadata.
@@ -100,6 +89,27 @@ impl GgufFile {
             tensor: name.to_owned(),
             count: self.tensors().len(),
         })
+    }
+
+    /// Some bytes of the file, which keep it open.
+    ///
+    /// # Panics
+    /// If the range ends beyond the file.
+    #[must_use]
+    pub fn share(&self, range: Range<usize>) -> Bytes {
+        Bytes::new(&self.shared.content, range)
+    }
+
+    /// Takes bytes that are not needed soon out of memory, if the file is mapped: a model that is
+    /// made of another copy then needs only one. They can be read as before.
+    ///
+    /// # Panics
+    /// If the range ends beyond the file.
+    pub fn release(&self, range: Range<usize>) {
+        assert!(range.start <= range.end && range.end <= self.bytes().len(), "{range:?}");
+        if let Content::Mapped(map) = &*self.shared.content {
+            map::release(map, range);
+        }
     }
 
     /// The whole file; [`TensorInfo::range`] counts in it.

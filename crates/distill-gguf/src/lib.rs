@@ -1,7 +1,7 @@
 //! The GGUF container: reading it from hostile hands, writing it whole or not at all.
 //!
 //! - [`GgufFile`] maps a file, or takes one from memory, and hands out its metadata and its tensors
-//!   without copying; [`Gguf::parse`] does the same for bytes that live elsewhere.
+//!   without copying: arrays of strings ([`Strings`]) stay where they lie in the file.
 //! - [`GgufWriter`] streams tensors into a temporary file that takes its name when it is complete.
 //! - [`names`] is the one table between Hugging Face's tensor names and GGUF's, with the row
 //!   order in which each stores its rotary heads.
@@ -14,6 +14,8 @@
 //! value), the tensor records (name, dims, type, offset), padding to the alignment, and the data.
 //! Specification: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
+mod bytes;
+mod decimal;
 mod error;
 mod file;
 mod ggml_type;
@@ -21,15 +23,18 @@ mod map;
 mod metadata;
 pub mod names;
 mod reader;
+mod strings;
 mod tensor;
 mod value;
 mod writer;
 
+pub use bytes::Bytes;
+pub use decimal::Decimal;
 pub use error::GgufError;
 pub use file::GgufFile;
 pub use ggml_type::GgmlType;
 pub use metadata::Metadata;
-pub use reader::Gguf;
+pub use strings::{Strings, StringsIter};
 pub use tensor::{TensorInfo, TensorView};
 pub use value::{Array, Value, ValueType};
 pub use writer::{GgufWriter, TensorSource};

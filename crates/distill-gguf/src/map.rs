@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 use memmap2::Mmap;
@@ -22,6 +23,22 @@ pub(crate) fn map(path: &Path) -> Result<Mmap, GgufError> {
     // SAFETY: the map is read-only and private to this process's view, and `Mmap` keeps it alive
     // for every slice taken of it. A concurrent writer could change bytes under us; every value
     // that decides an address was copied out of the map and checked when the header was parsed,
-    // and all later reads are of plain numbers, for which any bytes are valid.
+    // or is checked whenever it is read (`Strings`), and all other reads are of plain numbers, for
+    // which any bytes are valid.
     unsafe { Mmap::map(&file) }.map_err(open_error)
+}
+
+/// Takes the pages of `range` out of memory, where the system can do that. What is read of them
+/// again comes from the file again.
+pub(crate) fn release(map: &Mmap, range: Range<usize>) {
+    #[cfg(all(unix, not(miri)))]
+    {
+        use memmap2::UncheckedAdvice::DontNeed;
+        // SAFETY: the map is a shared one of a file and never written to, so that what a page holds
+        // is in the file: every slice of it stays valid, and reads what it read before.
+        // A system that refuses keeps the pages, and all goes on.
+        let _ = unsafe { map.unchecked_advise_range(DontNeed, range.start, range.len()) };
+    }
+    #[cfg(not(all(unix, not(miri))))]
+    let _ = (map, range);
 }

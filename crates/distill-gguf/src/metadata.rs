@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::{Array, GgufError, Value};
+use crate::{Array, GgufError, Strings, Value};
 
 /// The keys and values of a file, in its order.
 #[derive(Clone, Debug)]
@@ -109,9 +109,9 @@ impl Metadata {
     ///
     /// # Errors
     /// If the key is missing or something else.
-    pub fn strings(&self, key: &str) -> Result<&[String], GgufError> {
+    pub fn strings(&self, key: &str) -> Result<&Strings, GgufError> {
         self.typed(key, "an array of strings", |value| match value {
-            Value::Array(Array::String(x)) => Some(x.as_slice()),
+            Value::Array(Array::String(x)) => Some(x),
             _ => None,
         })
     }
@@ -215,7 +215,7 @@ mod tests {
             metadata.string("c").unwrap_err().to_string(),
             "m.gguf: metadata key `c` is missing; expected a string"
         );
-        assert_eq!(metadata.strings("b").unwrap(), ["x"]);
+        assert!(metadata.strings("b").unwrap().iter().eq(["x"]));
         assert_eq!(metadata.optional_u32("c").unwrap(), None);
         assert!(metadata.optional_u32("a").is_err());
         assert_eq!(metadata.iter().map(|(key, _)| key).collect::<Vec<_>>(), ["a", "b"]);

@@ -3,10 +3,12 @@
 use std::collections::{BinaryHeap, HashMap};
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
+use crate::bytes::Content;
 use crate::{
-    Array, DEFAULT_ALIGNMENT, GgmlType, GgufError, Metadata, TensorInfo, TensorView, Value,
-    ValueType,
+    Array, DEFAULT_ALIGNMENT, GgmlType, GgufError, Metadata, Strings, TensorInfo, TensorView,
+    Value, ValueType,
 };
 
 /// Arrays may hold arrays this deep.
@@ -18,21 +20,22 @@ const LEAST_TENSOR_BYTES: usize = 8 + 4 + 8 + 4 + 8;
 
 /// A parsed header: metadata and checked tensor records, apart from the bytes they describe.
 #[derive(Clone, Debug)]
-pub struct Gguf {
+pub(crate) struct Header {
     version: u32,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
     index: HashMap<String, usize>,
 }
 
-impl Gguf {
-    /// Parses the header of `bytes`, which are a whole file; `file` is its name in errors.
+impl Header {
+    /// Parses the header of a whole file; `file` is its name in errors.
     ///
     /// # Errors
     /// If the bytes are no GGUF file, of a version or byte order that is not read, or damaged:
     /// each with the place and what was expected there.
-    pub fn parse(bytes: &[u8], file: &Path) -> Result<Self, GgufError> {
-        let mut reader = Reader { bytes, at: 0, file };
+    pub fn parse(content: &Arc<Content>, file: &Path) -> Result<Self, GgufError> {
+        let bytes = &content[..];
+        let mut reader = Reader { content, bytes, at: 0, file };
         let version = reader.preamble()?;
         let tensor_count = reader.count(format_args!("the tensor count"))?;
         let key_count = reader.count(format_args!("the metadata key count"))?;
@@ -52,19 +55,16 @@ impl Gguf {
     }
 
     /// The container's version, 2 or 3.
-    #[must_use]
     pub fn version(&self) -> u32 {
         self.version
     }
 
     /// The metadata.
-    #[must_use]
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
 
     /// The tensors' records, in the order of the file.
-    #[must_use]
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
@@ -73,7 +73,6 @@ impl Gguf {
     ///
     /// # Panics
     /// If `bytes` is shorter than what was parsed.
-    #[must_use]
     pub fn tensor<'a>(&'a self, bytes: &'a [u8], name: &str) -> Option<TensorView<'a>> {
         let info = &self.tensors[*self.index.get(name)?];
         Some(TensorView { info, bytes: &bytes[info.range.clone()], file: self.metadata.file() })
@@ -163,6 +162,7 @@ impl Record {
 /// description holds the name of its key or tensor, and a file may have a name of a megabyte with a
 /// million values behind it.
 struct Reader<'a> {
+    content: &'a Arc<Content>,
     bytes: &'a [u8],
     at: usize,
     file: &'a Path,
@@ -194,10 +194,10 @@ impl<'a> Reader<'a> {
         for i in 0..count {
             let start = self.at as u64;
             let key = self.string(format_args!("the name of metadata key {i}"))?;
-            let value_type = self.value_type(&key)?;
-            let value = self.value(value_type, &key)?;
-            if !metadata.insert(key.clone(), value) {
-                let file = self.file.to_owned();
+            let value_type = self.value_type(key)?;
+            let value = self.value(value_type, key)?;
+            if !metadata.insert(key.to_owned(), value) {
+                let (file, key) = (self.file.to_owned(), key.to_owned());
                 return Err(GgufError::DuplicateKey { file, key, offset: start });
             }
         }
@@ -228,7 +228,7 @@ impl<'a> Reader<'a> {
 
     fn tensor_record(&mut self, i: u64) -> Result<Record, GgufError> {
         let start = self.at as u64;
-        let name = self.string(format_args!("the name of tensor {i}"))?;
+        let name = self.string(format_args!("the name of tensor {i}"))?.to_owned();
         let count =
             u32::from_le_bytes(self.array(format_args!("the dim count of tensor `{name}`"))?);
         let bad_dims = |dims: &[u64], file: &Path| GgufError::Dims {
@@ -288,7 +288,7 @@ impl<'a> Reader<'a> {
             ValueType::I64 => Value::I64(i64::from_le_bytes(self.array(what)?)),
             ValueType::F64 => Value::F64(f64::from_le_bytes(self.array(what)?)),
             ValueType::Bool => Value::Bool(self.bool(key)?),
-            ValueType::String => Value::String(self.string(what)?),
+            ValueType::String => Value::String(self.string(what)?.to_owned()),
             ValueType::Array => Value::Array(self.value_array(key, 1)?),
         })
     }
@@ -318,7 +318,13 @@ impl<'a> Reader<'a> {
             ValueType::I64 => Array::I64(self.numbers(len, what, i64::from_le_bytes)?),
             ValueType::F64 => Array::F64(self.numbers(len, what, f64::from_le_bytes)?),
             ValueType::Bool => Array::Bool(self.many(len, |reader| reader.bool(key))?),
-            ValueType::String => Array::String(self.many(len, |reader| reader.string(what))?),
+            ValueType::String => {
+                let start = self.at;
+                for _ in 0..len {
+                    self.string(what)?;
+                }
+                Array::String(Strings::new(self.content, start, len))
+            }
             ValueType::Array => {
                 Array::Array(self.many(len, |reader| reader.value_array(key, depth + 1))?)
             }
@@ -363,11 +369,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn string(&mut self, what: fmt::Arguments<'_>) -> Result<String, GgufError> {
+    fn string(&mut self, what: fmt::Arguments<'_>) -> Result<&'a str, GgufError> {
         let len = self.count(what)?;
         let offset = self.at as u64;
         let bytes = self.take(len, what)?;
-        std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| GgufError::Utf8 {
+        std::str::from_utf8(bytes).map_err(|_| GgufError::Utf8 {
             file: self.file.to_owned(),
             what: what.to_string(),
             offset,

@@ -1,5 +1,7 @@
 //! Metadata values.
 
+use crate::{Decimal, Strings};
+
 /// The type of a metadata value, with the number it has in a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
@@ -87,7 +89,7 @@ pub enum Array {
     I32(Vec<i32>),
     F32(Vec<f32>),
     Bool(Vec<bool>),
-    String(Vec<String>),
+    String(Strings),
     Array(Vec<Array>),
     U64(Vec<u64>),
     I64(Vec<i64>),
@@ -191,11 +193,11 @@ impl Value {
             Self::I16(x) => format!("I16 {x}"),
             Self::U32(x) => format!("U32 {x}"),
             Self::I32(x) => format!("I32 {x}"),
-            Self::F32(x) => format!("F32 {x}"),
+            Self::F32(x) => format!("F32 {}", Decimal(f64::from(*x))),
             Self::Bool(x) => format!("Bool {x}"),
             Self::U64(x) => format!("U64 {x}"),
             Self::I64(x) => format!("I64 {x}"),
-            Self::F64(x) => format!("F64 {x}"),
+            Self::F64(x) => format!("F64 {}", Decimal(*x)),
         }
     }
 }
@@ -274,12 +276,29 @@ from!(
     I32(i32),
     F32(f32),
     Bool(bool),
-    String(String),
     Array(Array),
     U64(u64),
     I64(i64),
     F64(f64),
 );
+
+impl From<String> for Value {
+    fn from(value: String) -> Self {
+        Self::String(value)
+    }
+}
+
+impl From<Strings> for Value {
+    fn from(values: Strings) -> Self {
+        Self::Array(Array::String(values))
+    }
+}
+
+impl From<Vec<String>> for Value {
+    fn from(values: Vec<String>) -> Self {
+        values.iter().collect::<Strings>().into()
+    }
+}
 
 impl From<&str> for Value {
     fn from(value: &str) -> Self {

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use crate::strings::put as put_string;
 use crate::{Array, DEFAULT_ALIGNMENT, GgmlType, GgufError, Value};
 
 /// The longest tensor name that ggml's readers accept, in bytes.
@@ -334,11 +335,6 @@ fn write_error(path: &Path, action: &'static str, total: u64, source: io::Error)
         }
         _ => GgufError::Write { file, action, source },
     }
-}
-
-fn put_string(out: &mut Vec<u8>, text: &str) {
-    out.extend((text.len() as u64).to_le_bytes());
-    out.extend(text.as_bytes());
 }
 
 fn put_value(out: &mut Vec<u8>, value: &Value) {

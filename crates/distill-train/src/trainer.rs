@@ -223,6 +223,7 @@ impl<'a> Trainer<'a> {
         grids: &WeightGrids,
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
+        self.room.clear();
         let score = self.score(grids)?;
         let record = record_of(&score, self.step, split);
         self.log.write(&record)?;
@@ -242,6 +243,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn checkpoint(&mut self) -> Result<PathBuf, TrainError> {
+        self.room.clear();
         self.log.sync()?;
         let state = TrainState {
             step: self.step,

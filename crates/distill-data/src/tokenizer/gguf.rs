@@ -53,7 +53,7 @@ impl TextTokenizer {
             metadata.optional_bool(ADD_BOS)?.unwrap_or(vocabulary.pre.adds_bos_by_default());
         let adds_eos = metadata.optional_bool(ADD_EOS)?.unwrap_or(false);
         let spelt = |id: Option<u32>, wanted: bool| {
-            id.filter(|_| wanted).map(|id| (vocabulary.tokens[id as usize].as_str(), id))
+            id.filter(|_| wanted).map(|id| (vocabulary.tokens[id as usize], id))
         };
         let inner = ByteLevelBpe {
             pre: vocabulary.pre,
@@ -73,7 +73,7 @@ impl TextTokenizer {
 struct Vocabulary<'a> {
     metadata: &'a Metadata,
     pre: PreTokenizer,
-    tokens: &'a [String],
+    tokens: Vec<&'a str>,
     types: Vec<i32>,
     ids: BTreeMap<&'a str, u32>,
 }
@@ -93,14 +93,15 @@ impl<'a> Vocabulary<'a> {
         let pre = metadata.string(PRE)?;
         let names = PreTokenizer::NAMES.map(|(name, _)| name);
         let pre = PreTokenizer::from_name(pre).ok_or_else(|| unsupported(PRE, pre, &names))?;
-        let tokens = metadata.strings(TOKENS)?;
+        let tokens: Vec<&str> = metadata.strings(TOKENS)?.iter().collect();
         let types = match metadata.contains(TOKEN_TYPE) {
             true => metadata.i32s(TOKEN_TYPE)?,
             false => vec![1; tokens.len()],
         };
-        let mut vocabulary = Self { metadata, pre, tokens, types, ids: BTreeMap::new() };
-        if vocabulary.types.len() != tokens.len() {
-            let problem = format!("{} types for {} tokens", vocabulary.types.len(), tokens.len());
+        let (count, ids) = (tokens.len(), BTreeMap::new());
+        let mut vocabulary = Self { metadata, pre, tokens, types, ids };
+        if vocabulary.types.len() != count {
+            let problem = format!("{} types for {count} tokens", vocabulary.types.len());
             return Err(vocabulary.contradiction(TOKEN_TYPE, problem));
         }
         for (token, id) in vocabulary.used() {
@@ -121,8 +122,8 @@ impl<'a> Vocabulary<'a> {
             .enumerate()
             .map(|(id, (t, &k))| !is_padding(id, t, k))
             .collect();
-        let tokens = self.tokens.iter().zip(0_u32..).zip(used);
-        tokens.filter(|&(_, used)| used).map(|((token, id), _)| (token.as_str(), id))
+        let tokens = self.tokens.clone().into_iter().zip(0_u32..).zip(used);
+        tokens.filter(|&(_, used)| used).map(|(token, _)| token)
     }
 
     /// Tokens that are matched as a whole.

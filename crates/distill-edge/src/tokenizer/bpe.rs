@@ -4,7 +4,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::hash::FastMap;
+use super::hash::Seed;
+use super::table::{Crowded, Table, TableMaker, TableView};
 
 /// What two adjacent tokens merge into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,29 +18,74 @@ pub(super) struct Merge {
 
 impl Merge {
     /// Behind every rank of a list.
-    const NONE: Self = Self { rank: u32::MAX, token: 0 };
+    pub(super) const NONE: Self = Self { rank: u32::MAX, token: 0 };
 }
 
-/// The merge list by token pair.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Merges(FastMap<u64, Merge>);
+/// The merge list by token pair. An entry is left, right, rank and the token they make.
+#[derive(Clone, Debug)]
+pub(super) struct Merges {
+    table: Table<4>,
+    seed: Seed,
+}
 
-impl Merges {
-    pub(super) fn with_capacity(merges: usize) -> Self {
-        Self(FastMap::with_capacity_and_hasher(merges, Default::default()))
+/// A merge list as merging reads it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MergesView<'t> {
+    table: TableView<'t, 4>,
+    seed: Seed,
+}
+
+/// A merge list in the making.
+#[derive(Debug)]
+pub(super) struct MergesMaker {
+    table: TableMaker<4>,
+    seed: Seed,
+}
+
+impl MergesMaker {
+    /// For so many merges.
+    pub(super) fn new(merges: usize, seed: Seed) -> Self {
+        Self { table: TableMaker::new(merges), seed }
     }
 
     /// Adds a merge; of two for the same pair the first counts.
-    pub(super) fn add(&mut self, left: u32, right: u32, merge: Merge) {
-        self.0.entry(key(left, right)).or_insert(merge);
+    pub(super) fn add(&mut self, left: u32, right: u32, merge: Merge) -> Result<(), Crowded> {
+        let seed = self.seed;
+        self.table.add(
+            [left, right, merge.rank, merge.token],
+            &|&[left, right, ..]| seed.of_word(key(left, right)),
+            &|a, b| a[..2] == b[..2],
+        )
     }
 
-    pub(super) fn get(&self, left: u32, right: u32) -> Option<Merge> {
-        self.0.get(&key(left, right)).copied()
+    /// The list, for a vocabulary of `tokens`.
+    pub(super) fn done(self, tokens: usize) -> Merges {
+        Merges { table: self.table.done(tokens as u32), seed: self.seed }
+    }
+}
+
+impl Merges {
+    pub(super) fn of_table(table: Table<4>, seed: Seed) -> Self {
+        Self { table, seed }
     }
 
-    fn of(&self, left: u32, right: u32) -> Merge {
-        self.get(left, right).unwrap_or(Merge::NONE)
+    pub(super) fn table(&self) -> &Table<4> {
+        &self.table
+    }
+
+    pub(super) fn view(&self) -> MergesView<'_> {
+        MergesView { table: self.table.view(), seed: self.seed }
+    }
+}
+
+impl MergesView<'_> {
+    /// [`Merge::NONE`] where the list has none.
+    pub(super) fn of(&self, left: u32, right: u32) -> Merge {
+        let hash = self.seed.of_word(key(left, right));
+        match self.table.get(hash, |entry| entry[..2] == [left, right]) {
+            Some([.., rank, token]) => Merge { rank, token },
+            None => Merge::NONE,
+        }
     }
 }
 
@@ -79,7 +125,7 @@ impl Merger {
     /// O(n log n) for n symbols, whatever they are. `tokens` is left in any state.
     pub(super) fn merge_into(
         &mut self,
-        merges: &Merges,
+        merges: MergesView<'_>,
         tokens: &mut Vec<u32>,
         out: &mut Vec<u32>,
     ) {
@@ -94,7 +140,7 @@ impl Merger {
         }
     }
 
-    fn merge_short(&mut self, merges: &Merges, tokens: &mut Vec<u32>) {
+    fn merge_short(&mut self, merges: MergesView<'_>, tokens: &mut Vec<u32>) {
         let pairs = &mut self.pairs;
         pairs.clear();
         pairs.extend(tokens.windows(2).map(|pair| merges.of(pair[0], pair[1])));
@@ -105,7 +151,7 @@ impl Merger {
                     (best, at) = (*pair, i);
                 }
             }
-            if best == Merge::NONE {
+            if best.rank == Merge::NONE.rank {
                 return;
             }
             tokens[at] = best.token;
@@ -120,7 +166,7 @@ impl Merger {
         }
     }
 
-    fn merge_long(&mut self, merges: &Merges, tokens: &[u32], out: &mut Vec<u32>) {
+    fn merge_long(&mut self, merges: MergesView<'_>, tokens: &[u32], out: &mut Vec<u32>) {
         let Self { links, heap, .. } = self;
         let count = tokens.len() as u32;
         links.clear();
@@ -134,7 +180,7 @@ impl Merger {
         let push = |heap: &mut BinaryHeap<_>, links: &[Link], left: u32, right: u32| {
             let (a, b) = (links[left as usize].token, links[right as usize].token);
             let merge = merges.of(a, b);
-            if merge != Merge::NONE {
+            if merge.rank != Merge::NONE.rank {
                 heap.push(Reverse((merge.rank, left, right, key(a, b), merge.token)));
             }
         };
@@ -170,7 +216,7 @@ mod tests {
     use super::*;
 
     /// The textbook definition: scan for the best pair, merge its leftmost occurrence, repeat.
-    fn textbook(merges: &Merges, tokens: &[u32]) -> Vec<u32> {
+    fn textbook(merges: MergesView<'_>, tokens: &[u32]) -> Vec<u32> {
         let mut tokens = tokens.to_vec();
         loop {
             let pairs = (0..tokens.len().saturating_sub(1))
@@ -190,21 +236,23 @@ mod tests {
             piece in proptest::collection::vec(0_u32..4, 0..90),
             pairs in proptest::collection::vec((0_u32..12, 0_u32..12, 0_u32..20), 0..20),
         ) {
-            let mut merges = Merges::default();
+            let mut merges = MergesMaker::new(pairs.len(), Seed::default());
             for (i, &(left, right, rank)) in (0..).zip(&pairs) {
-                merges.add(left, right, Merge { rank, token: 4 + i });
+                merges.add(left, right, Merge { rank, token: 4 + i }).unwrap();
             }
-            let expected = textbook(&merges, &piece);
+            let merges = merges.done(24);
+            let merges = merges.view();
+            let expected = textbook(merges, &piece);
             let mut merger = Merger::default();
             let mut short = piece.clone();
-            merger.merge_short(&merges, &mut short);
+            merger.merge_short(merges, &mut short);
             proptest::prop_assert_eq!(&short, &expected);
             let mut either = Vec::new();
-            merger.merge_into(&merges, &mut piece.clone(), &mut either);
+            merger.merge_into(merges, &mut piece.clone(), &mut either);
             proptest::prop_assert_eq!(&either, &expected);
             if !piece.is_empty() {
                 let mut long = Vec::new();
-                merger.merge_long(&merges, &piece, &mut long);
+                merger.merge_long(merges, &piece, &mut long);
                 proptest::prop_assert_eq!(&long, &expected);
             }
         }

@@ -1,9 +1,10 @@
 //! One call of `encode`: pieces, symbols, merging, and a memory of the pieces already merged.
 
 use super::Tokenizer;
-use super::bpe::Merger;
+use super::bpe::{Merger, MergesView};
 use super::hash::FastMap;
 use super::symbols::Symbols;
+use super::texts::IndexView;
 
 /// Texts shorter than this, in bytes, repeat too few words for remembering them to pay.
 const REMEMBER_FROM: usize = 2048;
@@ -15,6 +16,8 @@ const REMEMBER_PIECES: usize = 1 << 16;
 /// The state of one call; dropped with it, so that a tokenizer stays immutable.
 pub(super) struct Encoder<'t> {
     tokenizer: &'t Tokenizer,
+    merges: MergesView<'t>,
+    whole_pieces: Option<IndexView<'t>>,
     symbols: Vec<u32>,
     merger: Merger,
     /// Where in `remembered_ids` the ids of a piece are.
@@ -28,6 +31,11 @@ impl<'t> Encoder<'t> {
     pub(super) fn new(tokenizer: &'t Tokenizer, bytes: usize) -> Self {
         Self {
             tokenizer,
+            merges: tokenizer.merges.view(),
+            whole_pieces: tokenizer
+                .whole_pieces
+                .as_ref()
+                .map(|index| index.view(tokenizer.vocabulary.pieces())),
             symbols: Vec::new(),
             merger: Merger::default(),
             remembered: FastMap::default(),
@@ -48,8 +56,8 @@ impl<'t> Encoder<'t> {
 
     fn piece(&mut self, piece: &str, ids: &mut Vec<u32>) {
         let tokenizer = self.tokenizer;
-        if let Some(whole) = &tokenizer.whole_pieces
-            && let Some(id) = whole.get(tokenizer.vocabulary.pieces(), piece.as_bytes())
+        if let Some(pieces) = &self.whole_pieces
+            && let Some(id) = pieces.get(piece.as_bytes())
         {
             ids.push(id);
             return;
@@ -62,7 +70,7 @@ impl<'t> Encoder<'t> {
         let first = ids.len();
         self.symbols.clear();
         tokenizer.symbols.push(piece, tokenizer.unknown, &mut self.symbols);
-        self.merger.merge_into(&tokenizer.merges, &mut self.symbols, ids);
+        self.merger.merge_into(self.merges, &mut self.symbols, ids);
         if remembers && self.remembered.len() < REMEMBER_PIECES {
             let from = self.remembered_ids.len() as u32;
             self.remembered_ids.extend_from_slice(&ids[first..]);

@@ -1,8 +1,8 @@
 //! A fast hash for the tables that every piece of text is looked up in.
 //!
 //! The standard library's SipHash takes longer than the merging it serves. This one folds a
-//! 64 × 64 → 128 bit product, as wyhash does; the seed is random for each tokenizer, so that a
-//! vocabulary cannot be written to collide.
+//! 64 × 64 → 128 bit product, as wyhash does. The seed is random for each tokenizer that is made of
+//! lists, so that a vocabulary cannot be written to collide; tables of a file come with theirs.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -20,6 +20,31 @@ pub(super) struct Seed(u64);
 impl Default for Seed {
     fn default() -> Self {
         Self(RandomState::new().build_hasher().finish())
+    }
+}
+
+impl Seed {
+    pub(super) const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(super) const fn value(self) -> u64 {
+        self.0
+    }
+
+    /// The hash of a text in a [`Table`](super::table::Table). A file may hold it: it is the same
+    /// on every machine, and not the standard library's to change.
+    pub(super) fn of_text(self, text: &[u8]) -> u32 {
+        let mut hasher = Folding(self.0);
+        hasher.write(text);
+        (hasher.finish() >> 32) as u32
+    }
+
+    /// The hash of a number in a table, as [`Seed::of_text`].
+    pub(super) fn of_word(self, word: u64) -> u32 {
+        let mut hasher = Folding(self.0);
+        hasher.fold(word);
+        (hasher.finish() >> 32) as u32
     }
 }
 

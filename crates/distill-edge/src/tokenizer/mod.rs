@@ -2,7 +2,8 @@
 //!
 //! Text is cut at special tokens ([`specials`]), then into pieces: by a [`PreTokenizer`] in
 //! byte-level vocabularies, at spaces in SentencePiece's ([`sentence_piece`]). A piece becomes
-//! [`symbols`], and [`bpe`] merges them; [`encode`] remembers the pieces of a long text.
+//! [`symbols`], and [`bpe`] merges them; [`encode`] remembers the pieces of a long text. What all
+//! this is looked up in is made of a vocabulary's lists ([`parts`]) or mapped ([`stored`]).
 //!
 //! | `tokenizer.ggml.model` | families | symbols | merges |
 //! |---|---|---|---|
@@ -22,7 +23,9 @@ mod parts;
 mod pretokenize;
 mod sentence_piece;
 mod specials;
+pub(crate) mod stored;
 mod symbols;
+mod table;
 mod texts;
 mod unicode;
 mod unicode_tables;
@@ -30,11 +33,14 @@ mod vocabulary;
 
 pub use self::bytes::Utf8Stream;
 pub use self::pretokenize::PreTokenizer;
+pub use self::stored::{StoredTensor, StoredVocabulary};
 pub use self::vocabulary::TokenKind;
+
+pub(crate) use self::from_gguf::vocab_size;
 
 use self::bpe::Merges;
 use self::encode::Encoder;
-use self::parts::{Parts, PartsError, Scheme};
+use self::parts::PartsError;
 use self::specials::{Segment, Specials};
 use self::symbols::Symbols;
 use self::texts::Index;
@@ -97,7 +103,8 @@ impl Tokenizer {
     /// to continue a text, join the [`piece`](Self::piece)s in a [`Utf8Stream`] instead.
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut bytes = Vec::with_capacity(ids.len() * 4);
-        ids.iter().for_each(|&id| bytes.extend_from_slice(self.piece(id)));
+        let pieces = self.vocabulary.pieces().view();
+        ids.iter().for_each(|&id| bytes.extend_from_slice(pieces.get(id)));
         let prefixed = matches!(&self.symbols, Symbols::Characters { spaces, .. } if spaces.prefix);
         let text = bytes.strip_prefix(b" ").filter(|_| prefixed).unwrap_or(&bytes);
         String::from_utf8_lossy(text).into_owned()
@@ -150,50 +157,50 @@ impl Tokenizer {
 
 #[cfg(test)]
 mod tests {
+    use distill_gguf::Strings;
+
+    use super::hash::Seed;
+    use super::parts::{Lists, Scheme, Settings};
     use super::*;
 
-    fn owned(texts: &[&str]) -> Vec<String> {
-        texts.iter().map(|text| (*text).to_owned()).collect()
+    fn strings(texts: &[&str]) -> Strings {
+        texts.iter().collect()
     }
 
-    fn parts<'a>(scheme: Scheme<'a>, tokens: &'a [String], types: &'a [i32]) -> Parts<'a> {
-        Parts {
-            scheme,
-            tokens,
-            types,
-            unknown: None,
-            bos: None,
-            eos: None,
-            ends: &[],
-            add_bos: None,
-            add_eos: false,
-            chat_template: None,
-        }
+    fn build(
+        scheme: Scheme<'_>,
+        tokens: &Strings,
+        types: &[i32],
+        settings: Settings,
+    ) -> Result<Tokenizer, PartsError> {
+        Lists { scheme, tokens, types }.tables(Seed::default())?.tokenizer(settings)
     }
 
     /// All 256 byte tokens, `he`, `ll`, `hell`, ` hell`, then special tokens.
     fn byte_level(pre: &str) -> Tokenizer {
         let mut tokens: Vec<String> = bytes::alphabet().iter().map(char::to_string).collect();
-        tokens.extend(owned(&["he", "ll", "hell", "Ġhell", "<|im_end|>", "<|im", "Ġx"]));
+        tokens.extend(["he", "ll", "hell", "Ġhell", "<|im_end|>", "<|im", "Ġx"].map(String::from));
         let mut types = vec![1; tokens.len()];
         types[260] = 3;
         types[261] = 4;
-        let merges = owned(&["h e", "l l", "he ll", "Ġ hell"]);
+        let merges = strings(&["h e", "l l", "he ll", "Ġ hell"]);
         let scheme = Scheme::ByteLevel { pre, merges: &merges };
-        Parts { eos: Some(260), bos: Some(260), ..parts(scheme, &tokens, &types) }.build().unwrap()
+        let settings = Settings { eos: Some(260), bos: Some(260), ..Settings::default() };
+        build(scheme, &tokens.iter().collect(), &types, settings).unwrap()
     }
 
     /// Unknown, BOS, the 256 bytes from id 2, then characters and words with descending scores.
     fn sentence_piece(space_prefix: bool) -> Tokenizer {
-        let mut tokens = owned(&["<unk>", "<s>"]);
+        let mut tokens = ["<unk>", "<s>"].map(String::from).to_vec();
         tokens.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
-        tokens.extend(owned(&["▁a", "ab", "▁", "a", "b", "\n\n", "▁▁"]));
+        tokens.extend(["▁a", "ab", "▁", "a", "b", "\n\n", "▁▁"].map(String::from));
         let mut types = vec![1; tokens.len()];
         (types[0], types[1], types[263]) = (2, 3, 4);
         types[2..258].fill(6);
         let scores: Vec<f32> = (0..tokens.len()).map(|id| -(id as f32)).collect();
         let scheme = Scheme::Scores { scores: &scores, space_prefix };
-        Parts { bos: Some(1), ..parts(scheme, &tokens, &types) }.build().unwrap()
+        let settings = Settings { bos: Some(1), ..Settings::default() };
+        build(scheme, &tokens.iter().collect(), &types, settings).unwrap()
     }
 
     #[test]
@@ -271,17 +278,17 @@ mod tests {
 
     #[test]
     fn broken_parts_are_refused() {
-        let tokens = owned(&["a"]);
+        let (tokens, none) = (strings(&["a"]), strings(&[]));
         let error = |scheme, types: &[i32], eos| {
-            Parts { eos, ..parts(scheme, &tokens, types) }.build().unwrap_err()
+            build(scheme, &tokens, types, Settings { eos, ..Settings::default() }).unwrap_err()
         };
-        let listed = |pre| Scheme::ByteLevel { pre, merges: &[] };
+        let listed = |pre| Scheme::ByteLevel { pre, merges: &none };
         assert_eq!(error(listed("bert"), &[], None), PartsError::Pre("bert".into()));
         assert_eq!(error(listed("gpt-2"), &[1, 1], None), PartsError::TypeCount(2));
         assert_eq!(error(listed("gpt-2"), &[], Some(1)), PartsError::Id { what: "eos", id: 1 });
         let byte = PartsError::Byte { index: 0, text: "a".into() };
         assert_eq!(error(listed("gpt-2"), &[6], None), byte);
-        let merges = owned(&["a b"]);
+        let merges = strings(&["a b"]);
         let bad = PartsError::Merge { index: 0, text: "a b".into() };
         let scheme = Scheme::ByteLevel { pre: "gpt-2", merges: &merges };
         assert_eq!(error(scheme, &[], None), bad);

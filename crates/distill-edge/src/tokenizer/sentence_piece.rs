@@ -2,9 +2,11 @@
 
 use std::collections::BinaryHeap;
 
+use distill_gguf::Strings;
+
 use super::PartsError;
-use super::bpe::{Merge, Merges};
-use super::hash::FastSet;
+use super::bpe::{Merge, MergesMaker};
+use super::hash::{FastSet, Seed};
 use super::texts::{Index, Texts};
 use super::vocabulary::TokenKind;
 use crate::ranked::Ranked;
@@ -22,12 +24,23 @@ pub(super) struct Spaces {
 }
 
 impl Spaces {
-    pub(super) fn new(prefix: bool, tokens: &[String], kinds: &[TokenKind]) -> Self {
+    pub(super) fn new(prefix: bool, tokens: &Strings, kinds: &[TokenKind]) -> Self {
         let mut glued = FastSet::default();
         for (text, _) in tokens.iter().zip(kinds).filter(|(_, kind)| **kind == TokenKind::Normal) {
             glued.extend(text.match_indices(SPACE).filter_map(|(at, _)| before(text, at)));
         }
         Self { prefix, glued }
+    }
+
+    /// As a file holds them.
+    pub(super) fn of_list(prefix: bool, glued: impl Iterator<Item = char>) -> Self {
+        Self { prefix, glued: glued.collect() }
+    }
+
+    /// The characters that some token joins to a space behind them, in ascending order.
+    pub(super) fn glued(&self) -> Vec<char> {
+        // The heap's sort is a tenth of `sort`'s code.
+        self.glued.iter().copied().collect::<BinaryHeap<_>>().into_sorted_vec()
     }
 
     /// `text` with marks for spaces, and one before it where the vocabulary wants that.
@@ -81,24 +94,26 @@ pub(super) fn merges_by_score(
     texts: &Texts,
     kinds: &[TokenKind],
     scores: &[f32],
-) -> Result<Merges, PartsError> {
+    seed: Seed,
+) -> Result<MergesMaker, PartsError> {
     if scores.len() != texts.len() {
         return Err(PartsError::ScoreCount(scores.len()));
     }
     if let Some(index) = scores.iter().position(|score| !score.is_finite()) {
         return Err(PartsError::Score { index, score: scores[index] });
     }
-    let normal = (0..).zip(kinds).filter(|(_, kind)| **kind == TokenKind::Normal);
-    let normal = normal.map(|(id, _)| id);
-    if let Some(id) = normal.clone().find(|&id| texts.get(id).len() > LONGEST) {
-        return Err(PartsError::Length { index: id as usize, bytes: texts.get(id).len() });
+    let is_normal = |id: u32| kinds[id as usize] == TokenKind::Normal;
+    let normal = (0..kinds.len() as u32).filter(|&id| is_normal(id));
+    let length = |id| texts.view().get(id).len();
+    if let Some(id) = normal.clone().find(|&id| length(id) > LONGEST) {
+        return Err(PartsError::Length { index: id as usize, bytes: length(id) });
     }
-    let ids = Index::new(texts, normal.clone());
+    let ids = Index::new(texts, &is_normal, seed)?;
+    let (ids, texts) = (ids.view(texts), texts.view());
     let mut by_score: BinaryHeap<Ranked> =
         normal.map(|id| Ranked { score: scores[id as usize], id }).collect();
 
-    let mut merges = Merges::with_capacity(2 * texts.len());
-    let mut rank = 0;
+    let mut list = Vec::with_capacity(2 * kinds.len());
     let mut pairs = Vec::new();
     while let Some(Ranked { id: token, .. }) = by_score.pop() {
         let text = texts.get(token);
@@ -106,8 +121,8 @@ pub(super) fn merges_by_score(
         // No token begins inside a character, that is with one of its continuation bytes.
         for at in (1..text.len()).filter(|&at| text[at] & 0xC0 != 0x80) {
             let (left, right) = text.split_at(at);
-            if let Some(left) = ids.get(texts, left)
-                && let Some(right) = ids.get(texts, right)
+            if let Some(left) = ids.get(left)
+                && let Some(right) = ids.get(right)
             {
                 // Few, so each is put in its place.
                 let at = pairs.partition_point(|&pair| pair < (left, right));
@@ -115,9 +130,12 @@ pub(super) fn merges_by_score(
             }
         }
         for &(left, right) in &pairs {
-            merges.add(left, right, Merge { rank, token });
-            rank += 1;
+            list.push((left, right, token));
         }
+    }
+    let mut merges = MergesMaker::new(list.len(), seed);
+    for (rank, (left, right, token)) in (0..).zip(list) {
+        merges.add(left, right, Merge { rank, token })?;
     }
     Ok(merges)
 }
@@ -125,17 +143,19 @@ pub(super) fn merges_by_score(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tokenizer::bpe::MergesView;
+    use crate::tokenizer::texts::TextsMaker;
 
     fn texts(of: &[&str]) -> Texts {
-        let mut texts = Texts::default();
+        let mut texts = TextsMaker::default();
         for text in of {
             texts.push(|bytes| bytes.extend_from_slice(text.as_bytes())).unwrap();
         }
-        texts
+        texts.done()
     }
 
     fn spaces(prefix: bool, tokens: &[&str]) -> Spaces {
-        let tokens: Vec<String> = tokens.iter().map(|text| (*text).to_owned()).collect();
+        let tokens: Strings = tokens.iter().collect();
         let kinds = vec![TokenKind::Normal; tokens.len()];
         Spaces::new(prefix, &tokens, &kinds)
     }
@@ -165,30 +185,36 @@ mod tests {
     fn a_token_merges_from_every_pair_of_tokens_that_spells_it() {
         let tokens = texts(&["a", "b", "ab", "bb", "abb"]);
         let kinds = [TokenKind::Normal; 5];
-        let merges = merges_by_score(&tokens, &kinds, &[0.0, 0.0, -2.0, -1.0, -3.0]).unwrap();
-        let mut expected = Merges::default();
+        let scores = [0.0, 0.0, -2.0, -1.0, -3.0];
+        let merges = merges_by_score(&tokens, &kinds, &scores, Seed::default()).unwrap();
+        let mut expected = MergesMaker::new(4, Seed::default());
         // "bb" scores highest; "abb" is a + bb before ab + b: the lower id is the left one.
         for (rank, (left, right, token)) in (0..).zip([(1, 1, 3), (0, 1, 2), (0, 3, 4), (2, 1, 4)])
         {
-            expected.add(left, right, Merge { rank, token });
+            expected.add(left, right, Merge { rank, token }).unwrap();
         }
-        assert_eq!(format!("{:?}", sorted(&merges)), format!("{:?}", sorted(&expected)));
+        let (merges, expected) = (merges.done(5), expected.done(5));
+        assert_eq!(
+            format!("{:?}", sorted(merges.view())),
+            format!("{:?}", sorted(expected.view()))
+        );
     }
 
-    fn sorted(merges: &Merges) -> Vec<(u32, u32, Merge)> {
+    fn sorted(merges: MergesView<'_>) -> Vec<(u32, u32, Merge)> {
         let ids = (0..5).flat_map(|left| (0..5).map(move |right| (left, right)));
-        ids.filter_map(|(left, right)| Some((left, right, merges.get(left, right)?))).collect()
+        ids.map(|(left, right)| (left, right, merges.of(left, right))).collect()
     }
 
     #[test]
     fn scores_that_are_missing_or_not_finite_are_refused() {
         let tokens = texts(&["a", "b"]);
         let kinds = [TokenKind::Normal; 2];
-        let error = |scores: &[f32]| merges_by_score(&tokens, &kinds, scores).unwrap_err();
+        let seed = Seed::default();
+        let error = |scores: &[f32]| merges_by_score(&tokens, &kinds, scores, seed).unwrap_err();
         assert_eq!(error(&[0.0]), PartsError::ScoreCount(1));
         assert!(matches!(error(&[0.0, f32::NAN]), PartsError::Score { index: 1, .. }));
         let long = texts(&["a", &"x".repeat(1025)]);
-        let error = merges_by_score(&long, &kinds, &[0.0; 2]).unwrap_err();
+        let error = merges_by_score(&long, &kinds, &[0.0; 2], seed).unwrap_err();
         assert_eq!(error, PartsError::Length { index: 1, bytes: 1025 });
     }
 }

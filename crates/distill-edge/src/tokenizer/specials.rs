@@ -42,14 +42,13 @@ impl Specials {
     pub(super) fn new<'a>(
         tokens: impl Iterator<Item = (u32, &'a str, TokenKind)> + Clone,
     ) -> Result<Self, PartsError> {
-        let is_special =
-            |kind| matches!(kind, TokenKind::Unknown | TokenKind::Control | TokenKind::UserDefined);
-        let too_long = |&(_, text, kind): &(_, &str, _)| is_special(kind) && text.len() > LONGEST;
+        let too_long =
+            |&(_, text, kind): &(_, &str, TokenKind)| kind.is_special() && text.len() > LONGEST;
         if let Some((id, text, _)) = tokens.clone().find(too_long) {
             return Err(PartsError::Length { index: id as usize, bytes: text.len() });
         }
         let specials: BinaryHeap<Special> = tokens
-            .filter(|&(_, text, kind)| is_special(kind) && !text.is_empty())
+            .filter(|&(_, text, kind)| kind.is_special() && !text.is_empty())
             .map(|(id, text, kind)| Special {
                 text: text.as_bytes().into(),
                 id,

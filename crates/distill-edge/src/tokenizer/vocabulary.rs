@@ -1,9 +1,11 @@
 //! The tokens: their bytes, one after another, and their kinds.
 
+use distill_gguf::{Bytes, Strings};
+
 use super::PartsError;
 use super::bytes::byte_of;
 use super::sentence_piece::SPACE;
-use super::texts::Texts;
+use super::texts::{Texts, TextsMaker};
 
 /// How a token came to be in the vocabulary (`tokenizer.ggml.token_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,21 +30,46 @@ impl TokenKind {
     ///
     /// Some converters call padding user-defined or unknown, and name each after its id
     /// (`[PAD151646]`): no text means it.
-    pub(super) fn of(tokens: &[String], codes: &[i32]) -> Vec<Self> {
+    pub(super) fn of(tokens: &Strings, codes: &[i32]) -> Vec<Self> {
         let is_padding = |id: usize, text: &str| {
             let named = text.strip_prefix("[PAD").and_then(|rest| rest.strip_suffix(']'));
             named.is_some_and(|digits| digits.parse() == Ok(id))
         };
-        let kind = |(id, text): (usize, &String)| match codes.get(id) {
-            None | Some(1) => Self::Normal,
+        let kind = |(id, text)| match codes.get(id) {
             Some(2 | 4) if is_padding(id, text) => Self::Unused,
-            Some(2) => Self::Unknown,
-            Some(3) => Self::Control,
-            Some(4) => Self::UserDefined,
-            Some(6) => Self::Byte,
-            Some(_) => Self::Unused,
+            Some(&code) => u8::try_from(code).map_or(Self::Unused, Self::of_code),
+            None => Self::Normal,
         };
         tokens.iter().enumerate().map(kind).collect()
+    }
+
+    /// The kind of a file's type code; those it cannot have are unused tokens too.
+    fn of_code(code: u8) -> Self {
+        match code {
+            1 => Self::Normal,
+            2 => Self::Unknown,
+            3 => Self::Control,
+            4 => Self::UserDefined,
+            6 => Self::Byte,
+            _ => Self::Unused,
+        }
+    }
+
+    /// The file's type code.
+    fn code(self) -> u8 {
+        match self {
+            Self::Normal => 1,
+            Self::Unknown => 2,
+            Self::Control => 3,
+            Self::UserDefined => 4,
+            Self::Unused => 5,
+            Self::Byte => 6,
+        }
+    }
+
+    /// Whether tokens of this kind are matched in text as a whole.
+    pub(super) fn is_special(self) -> bool {
+        matches!(self, Self::Unknown | Self::Control | Self::UserDefined)
     }
 }
 
@@ -60,23 +87,24 @@ pub(super) enum Spelling {
 pub(super) struct Vocabulary {
     /// The bytes that each token stands for.
     pieces: Texts,
-    kinds: Vec<TokenKind>,
+    /// The code of each token's kind.
+    kinds: Bytes,
 }
 
 impl Vocabulary {
     /// # Errors
     /// If a byte token does not name a byte, or the text is over 4 GiB.
     pub(super) fn new(
-        tokens: &[String],
-        kinds: Vec<TokenKind>,
+        tokens: &Strings,
+        kinds: &[TokenKind],
         spelling: Spelling,
     ) -> Result<Self, PartsError> {
-        let mut pieces = Texts::with_capacity(tokens.len());
-        for (index, (text, kind)) in tokens.iter().zip(&kinds).enumerate() {
+        let mut pieces = TextsMaker::with_capacity(tokens.len());
+        for (index, (text, kind)) in tokens.iter().zip(kinds).enumerate() {
             match (kind, spelling) {
                 (TokenKind::Byte, _) => {
                     let byte = named_byte(text)
-                        .ok_or_else(|| PartsError::Byte { index, text: text.clone() })?;
+                        .ok_or_else(|| PartsError::Byte { index, text: text.to_owned() })?;
                     pieces.push(|bytes| bytes.push(byte))?;
                 }
                 (TokenKind::Normal, Spelling::ByteLevel) => {
@@ -88,7 +116,13 @@ impl Vocabulary {
                 _ => pieces.push(|bytes| bytes.extend_from_slice(text.as_bytes()))?,
             }
         }
-        Ok(Self { pieces, kinds })
+        let kinds: Vec<u8> = kinds.iter().map(|kind| kind.code()).collect();
+        Ok(Self { pieces: pieces.done(), kinds: kinds.into() })
+    }
+
+    /// As a file holds them; there are as many kinds as pieces.
+    pub(super) fn of_tables(pieces: Texts, kinds: Bytes) -> Self {
+        Self { pieces, kinds }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -96,12 +130,12 @@ impl Vocabulary {
     }
 
     pub(super) fn kind(&self, id: u32) -> Option<TokenKind> {
-        self.kinds.get(id as usize).copied()
+        self.kinds.get(id as usize).map(|&code| TokenKind::of_code(code))
     }
 
     /// The bytes of one token; empty outside the vocabulary.
     pub(super) fn piece(&self, id: u32) -> &[u8] {
-        self.pieces.get(id)
+        self.pieces.view().get(id)
     }
 
     /// The bytes of every token.
@@ -109,10 +143,14 @@ impl Vocabulary {
         &self.pieces
     }
 
-    /// The ids of the tokens that merging makes.
-    pub(super) fn normal(&self) -> impl Iterator<Item = u32> {
-        let ids = (0..).zip(&self.kinds);
-        ids.filter(|(_, kind)| **kind == TokenKind::Normal).map(|(id, _)| id)
+    /// The codes of their kinds.
+    pub(super) fn codes(&self) -> &Bytes {
+        &self.kinds
+    }
+
+    /// All kinds, by id.
+    pub(super) fn kinds(&self) -> impl Iterator<Item = (u32, TokenKind)> + Clone {
+        (0..).zip(self.kinds.iter()).map(|(id, &code)| (id, TokenKind::of_code(code)))
     }
 }
 
@@ -155,18 +193,19 @@ mod tests {
 
     #[test]
     fn padding_is_known_by_its_code_or_by_the_id_in_its_name() {
-        let tokens = ["a", "[PAD1]", "[PAD7]", "[PAD3]", "x"].map(str::to_owned);
+        let tokens = ["a", "[PAD1]", "[PAD7]", "[PAD3]", "x"].into_iter().collect();
         use TokenKind::{Control, Normal, Unused, UserDefined};
         let expected = [Normal, Unused, UserDefined, Control, Unused];
         assert_eq!(TokenKind::of(&tokens, &[1, 4, 4, 3, 5]), expected);
         assert_eq!(TokenKind::of(&tokens, &[]), [Normal; 5]);
+        assert_eq!(TokenKind::of(&tokens, &[1, -1, 256, 7, 2])[1..4], [Unused; 3]);
     }
 
     #[test]
     fn spaces_are_marks_in_normal_tokens_only() {
-        let tokens = ["▁a▁", "▁"].map(str::to_owned);
-        let kinds = vec![TokenKind::Normal, TokenKind::Control];
-        let vocabulary = Vocabulary::new(&tokens, kinds, Spelling::Text).unwrap();
+        let tokens = ["▁a▁", "▁"].into_iter().collect();
+        let kinds = [TokenKind::Normal, TokenKind::Control];
+        let vocabulary = Vocabulary::new(&tokens, &kinds, Spelling::Text).unwrap();
         assert_eq!(vocabulary.piece(0), b" a ");
         assert_eq!(vocabulary.piece(1), "▁".as_bytes());
     }

@@ -10,7 +10,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use distill_gguf::{GgmlType, GgufWriter, Value, names};
+use distill_edge::StoredVocabulary;
+use distill_gguf::{GgmlType, GgufFile, GgufWriter, Value, names};
 use distill_quant::packed::{Packed, ROWS};
 use distill_quant::{f16, q4_0, q8_0};
 
@@ -178,9 +179,21 @@ impl Draft {
         self.metadata.push((key.to_owned(), value.into()));
     }
 
-    /// The same model as `model.edge` holds it: quantised matrices packed.
+    /// The same model as `model.edge` holds it: quantised matrices packed, and tables of the
+    /// vocabulary.
     pub fn packed(mut self) -> Self {
         self.set("general.alignment", 64_u32);
+        let file = GgufFile::from_bytes(self.bytes(), Path::new("tiny.gguf")).unwrap();
+        let StoredVocabulary { keys, tensors } = StoredVocabulary::of(&file).unwrap().unwrap();
+        self.metadata.retain(|(key, _)| !StoredVocabulary::INSTEAD_OF.contains(&key.as_str()));
+        keys.into_iter().for_each(|(key, value)| self.set(key, value));
+        let tables = tensors.into_iter().map(|table| Tensor {
+            name: table.name.to_owned(),
+            dims: table.dims,
+            ty: table.ty,
+            bytes: table.bytes.to_vec(),
+        });
+        self.tensors.splice(..0, tables);
         for tensor in &mut self.tensors {
             let (packed, ty) = match tensor.ty {
                 GgmlType::Q4_0 => (Packed::Q4_0, GgmlType::Q4_0X16),

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use distill_gguf::Metadata;
+use distill_gguf::{Metadata, Strings};
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as Decoders;
@@ -26,8 +26,7 @@ pub fn tokenizer(metadata: &Metadata) -> Tokenizer {
     let model = metadata.string("tokenizer.ggml.model").unwrap();
     let tokens = metadata.strings("tokenizer.ggml.tokens").unwrap();
     let types = metadata.i32s("tokenizer.ggml.token_type").unwrap();
-    let vocabulary: HashMap<&str, u32> =
-        (0..).zip(tokens).map(|(id, token)| (token.as_str(), id)).collect();
+    let vocabulary: HashMap<&str, u32> = (0..).zip(tokens).map(|(id, token)| (token, id)).collect();
     let merges = match model {
         "llama" => {
             merges_by_score(tokens, &vocabulary, metadata.f32s("tokenizer.ggml.scores").unwrap())
@@ -58,7 +57,7 @@ pub fn tokenizer(metadata: &Metadata) -> Tokenizer {
 }
 
 /// Every pair of tokens that spells a token, as `transformers` lists them for SentencePiece.
-fn merges_by_score(tokens: &[String], ids: &HashMap<&str, u32>, scores: &[f32]) -> MergeList {
+fn merges_by_score(tokens: &Strings, ids: &HashMap<&str, u32>, scores: &[f32]) -> MergeList {
     let mut merges = Vec::new();
     for (token, &score) in tokens.iter().zip(scores) {
         let mut own: Vec<(u32, u32)> = (1..token.len())
@@ -69,12 +68,13 @@ fn merges_by_score(tokens: &[String], ids: &HashMap<&str, u32>, scores: &[f32]) 
         merges.extend(own.into_iter().map(|pair| (score, pair)));
     }
     merges.sort_by(|(a, _), (b, _)| b.partial_cmp(a).unwrap());
-    let text = |id: u32| tokens[id as usize].clone();
+    let tokens: Vec<&str> = tokens.iter().collect();
+    let text = |id: u32| tokens[id as usize].to_owned();
     merges.into_iter().map(|(_, (left, right))| (text(left), text(right))).collect()
 }
 
-fn listed_merges(merges: &[String]) -> MergeList {
-    let pair = |merge: &String| {
+fn listed_merges(merges: &Strings) -> MergeList {
+    let pair = |merge: &str| {
         let (left, right) = merge.split_once(' ').unwrap();
         (left.to_owned(), right.to_owned())
     };
@@ -121,9 +121,9 @@ fn spaces(tokenizer: &mut Tokenizer, prefix: bool) {
 
 /// Tokens matched in the text as it is, before anything else. Those that pad the vocabulary, each
 /// named after its id, are no tokens of the model's own tokenizer.
-fn add_special(tokenizer: &mut Tokenizer, tokens: &[String], types: &[i32]) {
+fn add_special(tokenizer: &mut Tokenizer, tokens: &Strings, types: &[i32]) {
     for (id, (token, kind)) in tokens.iter().zip(types).enumerate() {
-        let added = AddedToken::from(token.clone(), matches!(kind, 2 | 3)).normalized(false);
+        let added = AddedToken::from(token.to_owned(), matches!(kind, 2 | 3)).normalized(false);
         match kind {
             _ if *token == format!("[PAD{id}]") => {}
             2 | 3 => drop(tokenizer.add_special_tokens([added]).unwrap()),

@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod hugging_face;
+pub mod random;
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,10 @@ use distill_gguf::GgufFile;
 /// Those that come with conformance vectors.
 pub const WITH_VECTORS: [&str; 7] =
     ["gpt-2", "llama-bpe", "llama-spm", "phi-3", "qwen2", "qwen35", "gemma-4"];
+
+/// Those and SmolLM2's.
+pub const ALL: [&str; 8] =
+    ["smollm2", "gpt-2", "llama-bpe", "llama-spm", "phi-3", "qwen2", "qwen35", "gemma-4"];
 
 /// The vocabulary of a model file.
 pub struct Vocabulary {
@@ -45,7 +50,7 @@ pub fn open(name: &'static str) -> Option<Vocabulary> {
         _ => download(&format!("vocabularies/ggml-vocab-{name}.gguf"))?,
     };
     let file = GgufFile::open(&path).unwrap();
-    let tokenizer = Tokenizer::from_gguf(file.metadata(), &path).unwrap();
+    let tokenizer = Tokenizer::from_gguf(&file).unwrap();
     Some(Vocabulary { name, file, tokenizer })
 }
 

@@ -13,7 +13,7 @@
 //! Activations go as gradients come, so that the most of a backward pass stands at one of its ends.
 //! What a layer keeps is listed in [`layer_activations`], in the order of its forward pass.
 
-use distill_models::{ActivationGrid, LlamaConfig, WeightGrid};
+use distill_models::{LlamaConfig, WeightGrid};
 use serde::Serialize;
 
 use super::Workload;
@@ -22,7 +22,7 @@ use super::disk::shipped_bytes;
 /// Bytes of an element of any tensor.
 const ELEMENT: u64 = 4;
 /// Tokens whose logits are made at a time, as `distill_ops::HeadInput` does.
-const HEAD_TILE: usize = 128;
+const HEAD_TILE: usize = 256;
 /// Copies of the largest tensor that a checkpoint needs on its way from a tensor to bytes.
 const CHECKPOINT_COPIES: u64 = 2;
 /// What the tokenizer makes of a byte of a document while it works on it: offsets, spellings, ids.
@@ -190,7 +190,7 @@ fn loss(work: &Workload<'_>) -> Memory {
     let (student, step) = (work.student, step(work));
     let tokens = work.tokens() as u64;
     let layers = student.num_hidden_layers as u64;
-    let kept = ELEMENT * tokens * layer_activations(student, work.grids.activations);
+    let kept = ELEMENT * tokens * layer_activations(student);
     let hidden = ELEMENT * tokens * student.hidden_size as u64;
     let kept = if work.activation_checkpointing { layers * hidden + kept } else { layers * kept };
     let tiles = if work.teacher.is_some() { 2 } else { 1 };
@@ -209,7 +209,7 @@ fn loss(work: &Workload<'_>) -> Memory {
 fn gradients(work: &Workload<'_>) -> Memory {
     let (student, step) = (work.student, step(work));
     let tokens = work.tokens() as u64;
-    let kept = ELEMENT * tokens * layer_activations(student, work.grids.activations);
+    let kept = ELEMENT * tokens * layer_activations(student);
     // Those of this micro-batch are handed over when a graph has been walked: of a layer with
     // checkpointing, of all layers without.
     let layer = ELEMENT * layer_elements(student) as u64;
@@ -258,15 +258,14 @@ fn logits(work: &Workload<'_>) -> u64 {
 }
 
 /// Elements for each token that a layer keeps until its gradients are made.
-pub fn layer_activations(config: &LlamaConfig, activations: ActivationGrid) -> u64 {
+pub fn layer_activations(config: &LlamaConfig) -> u64 {
     let [queries, keys] = widths(config);
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let norm = hidden; // its input, the residual stream
     let projections = hidden; // the input that q, k and v share
-    // Queries, keys and values head by head, the logarithms of the sums, the result.
-    let attention = queries + 2 * keys + config.num_attention_heads + queries;
-    // The result once more where it is rounded; else it is attention's own.
-    let output = if activations == ActivationGrid::Float { 0 } else { queries };
+    // Queries, keys and values with positions, and the logarithms of the sums.
+    let attention = queries + 2 * keys + config.num_attention_heads;
+    let output = queries; // what attention gives, rounded or not
     let second_norm = hidden;
     let gate_and_up = hidden; // the input that they share
     let gated = 2 * inner; // what they give

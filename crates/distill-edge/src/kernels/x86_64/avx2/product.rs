@@ -33,8 +33,8 @@ use distill_quant::packed::{Q4_0_RECORD, Q8_0_RECORD, ROWS, SCALES};
 
 /// Tokens of a tile: with as many sums they fill the registers.
 const TILE: usize = 4;
-/// Bytes ahead of the current record that are asked for: decoding reads every weight once, and
-/// the hardware alone stops at each page.
+/// Bytes ahead of the current record that are asked for: the first tile, in decoding the only one,
+/// reads every weight from memory, and the hardware alone stops at each page.
 const AHEAD: usize = 2048;
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -131,7 +131,7 @@ macro_rules! product {
             if x.tokens == 1 {
                 let (tile, _) = x.blocks.as_chunks();
                 for (g, group) in groups() {
-                    let halves = $tile::<2, 1, 1>([0, 1], group, tile, 0);
+                    let halves = $tile::<2, 1, 1>([0, 1], group, tile, 0, true);
                     let y = y[g * ROWS..][..ROWS].as_chunks_mut::<LANES>().0;
                     for (y, [rows]) in y.iter_mut().zip(halves) {
                         *y = rows;
@@ -148,6 +148,7 @@ macro_rules! product {
                                 group,
                                 tile,
                                 from % SIDE_BY_SIDE,
+                                from == 0 && half == 0,
                             );
                             for (t, rows) in (from..x.tokens).zip(&all) {
                                 let from = t * stride + g * ROWS + LANES * half;
@@ -159,7 +160,8 @@ macro_rules! product {
             }
         }
 
-        /// T tokens, the first of them `from`, of the W side by side.
+        /// T tokens, the first of them `from`, of the W side by side. `fetch`: whether the weights
+        /// are not in the cache yet.
         #[target_feature(enable = "avx2,fma,f16c")]
         #[inline]
         fn $tile<const H: usize, const T: usize, const W: usize>(
@@ -167,10 +169,11 @@ macro_rules! product {
             group: &[[u8; $record]],
             x: &[[Block; W]],
             from: usize,
+            fetch: bool,
         ) -> [[[f32; LANES]; T]; H] {
             let mut acc = [[_mm256_setzero_ps(); T]; H];
             for (record, x) in group.iter().zip(x) {
-                if T == 1 {
+                if fetch {
                     prefetch(record);
                 }
                 let x: &[Block; T] =

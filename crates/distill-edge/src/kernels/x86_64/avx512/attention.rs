@@ -230,7 +230,7 @@ fn products<const Q: usize, T: Load>(
 
 /// Turns the first `seen` scores into weights, and the rest up to `furthest` into zeros.
 #[target_feature(enable = "avx512f")]
-#[inline]
+#[inline(never)]
 fn softmax(weights: &mut [f32; CHUNK], seen: usize, furthest: usize, scale: f32) -> Total {
     let scale = _mm512_set1_ps(scale);
     let vectors = &mut weights.as_chunks_mut::<WIDE>().0[..furthest.div_ceil(WIDE)];

@@ -23,8 +23,8 @@ use std::hint::black_box;
 use super::super::super::{BLOCK, Block, Codes, SIDE_BY_SIDE};
 use distill_quant::packed::{Q4_0_RECORD, Q8_0_RECORD, ROWS, SCALES};
 
-/// Bytes ahead of the current record that are asked for: decoding reads every weight once, and
-/// the hardware alone stops at each page.
+/// Bytes ahead of the current record that are asked for: the first tile, in decoding the only one,
+/// reads every weight from memory, and the hardware alone stops at each page.
 const AHEAD: usize = 2048;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -183,7 +183,7 @@ macro_rules! product {
             for (i, tile) in x.tiles::<T>(blocks).enumerate() {
                 let groups = w.as_chunks::<$record>().0.chunks_exact(blocks);
                 for (g, group) in groups.enumerate() {
-                    let all = $tile(group, tile);
+                    let all = $tile(group, tile, i == 0);
                     for (t, rows) in (i * T..x.tokens).zip(&all) {
                         y[t * stride + g * ROWS..][..ROWS].copy_from_slice(rows);
                     }
@@ -191,12 +191,17 @@ macro_rules! product {
             }
         }
 
+        /// `fetch`: whether the weights are not in the cache yet.
         #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
         #[inline]
-        fn $tile<const T: usize>(group: &[[u8; $record]], x: &[[Block; T]]) -> [[f32; ROWS]; T] {
+        fn $tile<const T: usize>(
+            group: &[[u8; $record]],
+            x: &[[Block; T]],
+            fetch: bool,
+        ) -> [[f32; ROWS]; T] {
             let mut acc = [_mm512_setzero_ps(); T];
             for (record, x) in group.iter().zip(x) {
-                if T == 1 {
+                if fetch {
                     prefetch(record);
                 }
                 let sums = $sum(record, x);

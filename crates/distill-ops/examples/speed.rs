@@ -85,6 +85,7 @@ fn main() {
             temperature: 1.0,
             scale: 1.0,
             cross_entropy: 0.0,
+            logit_scale: 1.0,
             soft_cap: None,
         };
         time(&format!("{divergence:?}, 256 tokens"), || {

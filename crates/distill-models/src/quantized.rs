@@ -81,7 +81,7 @@ pub fn quantize(masters: &LlamaForCausalLM, grids: &WeightGrids) -> LlamaForCaus
     model
 }
 
-fn round(grid: WeightGrid, weights: Tensor<1>) -> Tensor<1> {
+pub(crate) fn round(grid: WeightGrid, weights: Tensor<1>) -> Tensor<1> {
     match grid {
         WeightGrid::Float => weights,
         WeightGrid::Q4_0 => fake_quant::q4_0(weights),

@@ -15,6 +15,7 @@ use crate::cpu::gate::{self, Gate};
 use crate::cpu::norm::{self, Norm};
 use crate::cpu::product::{Matrix, Output, Threads, multiply};
 use crate::cpu::rounding::{self, Grid};
+use crate::lora::{Factors, LoraRule};
 use crate::positions::Layout as Positions;
 
 /// Operators with gradients of their own. The shapes are those of the functions in the crate's root.
@@ -36,6 +37,15 @@ pub trait FusedOps: Backend {
     fn fused_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
     /// x on the grid of activations, straight-through.
     fn fused_rounding(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// A linear and its thin factors, see [`crate::LoraInput`].
+    fn fused_lora(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        base: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        by: (f32, LoraRule),
+    ) -> FloatTensor<Self>;
 }
 
 /// A new tensor of these values.
@@ -115,6 +125,25 @@ impl FusedOps for Flex {
         let mut y = zeros_like(&x);
         rounding::round(Grid::Q8_0Activations, values(&x), &mut y);
         tensor(y, x.shape())
+    }
+
+    fn fused_lora(
+        x: FlexTensor,
+        weight: FlexTensor,
+        _: FlexTensor,
+        a: FlexTensor,
+        b: FlexTensor,
+        (scale, rule): (f32, LoraRule),
+    ) -> FlexTensor {
+        let (x, a, b) = (contiguous(x), contiguous(a), contiguous(b));
+        let mut y = linear(&x, &contiguous(weight));
+        if rule == LoraRule::Beside {
+            let [rank, input] = [a.shape()[0], a.shape()[1]];
+            let (rows, out) = (x.shape().num_elements() / input, b.shape()[0]);
+            let factors = Factors { a: values(&a), b: values(&b), scale, rank };
+            factors.forward(values(&x), y.storage_mut(), rows, out, input);
+        }
+        y
     }
 }
 
@@ -290,6 +319,77 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         let y = Flex::fused_rounding(x);
         match Step.prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(step) => step.finish((), y),
+            OpsKind::UnTracked(step) => step.finish(y),
+        }
+    }
+
+    fn fused_lora(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        base: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        by: (f32, LoraRule),
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Step;
+        impl Backward<Flex, 3> for Step {
+            /// x, weight, base, A, B.
+            type State = ([FlexTensor; 5], (f32, LoraRule));
+            fn backward(
+                self,
+                ops: Ops<Self::State, 3>,
+                gradients: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let [x_node, a_node, b_node] = ops.parents;
+                let g = contiguous(gradients.consume::<Flex>(&ops.node));
+                let ([x, weight, base, a, b], (scale, rule)) = ops.state;
+                let [out, input] = [weight.shape()[0], weight.shape()[1]];
+                let (rows, rank) = (x.shape().num_elements() / input, a.shape()[0]);
+                let factors = Factors { a: values(&a), b: values(&b), scale, rank };
+                let slopes = Matrix::new(values(&g), rows, out);
+                if let Some(node) = x_node {
+                    let mut dx = zeros_like(&x);
+                    let w = Matrix::new(values(&weight), out, input);
+                    multiply(slopes, w, 1.0, Output::Replace, &mut dx, Threads::All);
+                    if rule == LoraRule::Beside {
+                        factors.backward_input(values(&g), &mut dx, rows, out, input);
+                    }
+                    gradients.register::<Flex>(node.id, tensor(dx, x.shape()));
+                }
+                let [da, db] = match rule {
+                    LoraRule::Beside | LoraRule::Merged => {
+                        factors.backward(values(&g), values(&x), rows, out, input)
+                    }
+                    LoraRule::MergedQ4_0 => {
+                        // The mask stands between the two products, so the whole gradient is needed:
+                        // that of this one linear.
+                        let mut dense = zeros_like(&weight);
+                        let x = Matrix::new(values(&x), rows, input);
+                        let (g, all) = (slopes.transposed(), Threads::All);
+                        multiply(g, x, 1.0, Output::Replace, &mut dense, all);
+                        let mut merged = values(&base).to_vec();
+                        factors.add_to(&mut merged, out, input);
+                        rounding::straight_through_q4_0(&merged, &mut dense);
+                        factors.reduce(&dense, out, input)
+                    }
+                };
+                for (node, gradient, of) in [(a_node, da, &a), (b_node, db, &b)] {
+                    if let Some(node) = node {
+                        gradients.register::<Flex>(node.id, tensor(gradient, of.shape()));
+                    }
+                }
+            }
+        }
+        let ((x, x_node), (weight, _), (base, _)) =
+            (x.into_parts(), weight.into_parts(), base.into_parts());
+        let ((a, a_node), (b, b_node)) = (a.into_parts(), b.into_parts());
+        let all = [x, weight, base, a, b].map(contiguous);
+        let [x, weight, base, a, b] = all.clone();
+        let y = Flex::fused_lora(x, weight, base, a, b, by);
+        match Step.prepare::<C>([x_node, a_node, b_node]).compute_bound().stateful() {
+            OpsKind::Tracked(step) => step.finish((all, by), y),
             OpsKind::UnTracked(step) => step.finish(y),
         }
     }

@@ -19,8 +19,8 @@ pub struct HeadLoss {
     pub sums: Sums,
     /// ∂loss/∂hidden, `[tokens, hidden]`.
     pub hidden_gradient: Tensor<2>,
-    /// ∂loss/∂head, `[rows, hidden]`.
-    pub head_gradient: Tensor<2>,
+    /// ∂loss/∂head, `[rows, hidden]`, unless it is frozen.
+    pub head_gradient: Option<Tensor<2>>,
 }
 
 /// What the loss is made of; tensors without autodiff.
@@ -30,6 +30,8 @@ pub struct HeadInput<'a> {
     pub hidden: Tensor<2>,
     /// The head, `[rows, hidden]`; rows beyond the vocabulary are padding.
     pub head: Tensor<2>,
+    /// Whether the head stays as it is and needs no gradient.
+    pub frozen: bool,
     /// Tokens that exist.
     pub vocabulary: usize,
     /// The teacher's final hidden states `[tokens, width]` and head `[vocabulary, width]`.
@@ -58,7 +60,7 @@ impl HeadInput<'_> {
         });
         let (hidden, head) = (values(&hidden), Matrix::new(values(&head), vocabulary, width));
         let mut hidden_gradient = vec![0.0; tokens * width];
-        let mut head_gradient = vec![0.0; rows * width];
+        let mut head_gradient = (!self.frozen).then(|| vec![0.0; rows * width]);
         let tile = TILE.min(tokens);
         let mut student = vec![0.0; tile * vocabulary];
         let mut theirs = vec![0.0; if teacher.is_some() { tile * vocabulary } else { 0 }];
@@ -92,12 +94,14 @@ impl HeadInput<'_> {
             let slopes = Matrix::new(student, count, vocabulary);
             let out = &mut hidden_gradient[start * width..(start + count) * width];
             multiply(slopes, head, 1.0, Output::Replace, out, Threads::All);
-            multiply(slopes.transposed(), x, 1.0, Output::Add, &mut head_gradient, Threads::All);
+            if let Some(sum) = &mut head_gradient {
+                multiply(slopes.transposed(), x, 1.0, Output::Add, sum, Threads::All);
+            }
         }
         Some(HeadLoss {
             sums,
             hidden_gradient: device(hidden_gradient, [tokens, width]),
-            head_gradient: device(head_gradient, [rows, width]),
+            head_gradient: head_gradient.map(|sum| device(sum, [rows, width])),
         })
     }
 }

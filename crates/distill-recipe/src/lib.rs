@@ -20,7 +20,8 @@ pub use document::Document;
 pub use error::{Problem, RecipeError};
 pub use problem::ProblemKind;
 pub use resolved::{
-    ActivationGrid, Backend, Data, Distill, DivergenceKind, Eval, Export, ModelRef, NewModel,
-    Quantize, Recipe, Schedule, Student, StudentInit, Teacher, TokenizerChoice, Train, WeightGrid,
+    ActivationGrid, Backend, Data, Distill, DivergenceKind, Eval, Export, Lora, LoraTarget,
+    ModelRef, NewModel, OptimizerState, Quantize, Recipe, Schedule, Student, StudentInit, Teacher,
+    TokenizerChoice, Train, WeightGrid,
 };
 pub use schema::schema;

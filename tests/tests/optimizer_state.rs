@@ -1,10 +1,17 @@
 //! The optimiser's moments in f32, bfloat16 and 8 bits: they learn alike, take less, and a run goes on
 //! in the same bits.
 
+mod tiny;
+
 use std::path::{Path, PathBuf};
 
+use burn::tensor::{Tensor, TensorData};
+use distill_models::Backend;
+use distill_models::parameters::NamedTensors;
 use distill_recipe::Recipe;
+use distill_train::optimizer::AdamW;
 use distill_train::{LocalPaths, TrainError, Trainer, prepare};
+use tiny::{tiny_config, weights_of};
 
 const STATES: [&str; 3] = ["f32", "bf16", "8bit"];
 
@@ -84,7 +91,8 @@ fn small_moments_learn_what_whole_ones_do_and_take_a_half_and_a_quarter() {
     assert!(whole < 0.5 * start, "it learned: {start} {whole}");
     for ((_, loss, _), state) in small.iter().zip(["bf16", "8bit"]) {
         println!("{state}: {loss} nats, f32 {whole}");
-        assert!((loss - whole).abs() < 0.02 * whole, "{state}: {loss} nats, f32 {whole}");
+        // In f32, other orders of the data end 2 % apart; twice that and a little.
+        assert!((loss - whole).abs() < 0.05 * whole, "{state}: {loss} nats, f32 {whole}");
     }
     // 4, 2 and 1 + 4/256 bytes a moment, and the names.
     let share = small.map(|(_, _, small)| small / bytes);
@@ -126,5 +134,33 @@ fn a_resumed_run_ends_in_the_same_bits_in_every_type_and_refuses_another() {
             let way_out = format!("`train.optimizer_state = \"{state}\"`");
             assert!(error.contains(&way_out), "{error}");
         }
+    }
+}
+
+#[test]
+fn small_moments_take_the_same_steps_on_every_backend() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    for state in ["bf16", "8bit"] {
+        let train = recipe(directory.path(), state, 3).train;
+        let run = |backend: Backend, seed| {
+            let device = backend.device().expect("this build has it");
+            let mut model = tiny::model(&tiny_config(), &device);
+            let mut optimizer = AdamW::new(&train, seed);
+            for step in 0..3 {
+                let gradient = |(name, (_, values)): (&String, &(Vec<usize>, Vec<f32>))| {
+                    let count = values.len();
+                    let values = (0..count).map(|i| ((i + step * 31) as f32 * 0.7).sin()).collect();
+                    let values: Vec<f32> = values;
+                    let tensor = Tensor::from_data(TensorData::new(values, [count]), &device);
+                    (name.clone(), tensor)
+                };
+                let gradients: NamedTensors = weights_of(&model).iter().map(gradient).collect();
+                model = optimizer.update(model, gradients, 0.5, 1e-2);
+            }
+            weights_of(&model)
+        };
+        let flex = run(Backend::Flex, 1);
+        assert_eq!(flex, run(Backend::Ndarray, 1), "{state}");
+        assert_ne!(flex, run(Backend::Flex, 2), "{state}: what is drawn comes from the seed");
     }
 }

@@ -94,6 +94,11 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    /// Numbers that are trained: all weights, or those of the low-rank factors.
+    pub fn trained(&self) -> usize {
+        self.student.trained()
+    }
+
     /// Trains to the last step. The masters stand in the checkpoint that is returned.
     ///
     /// # Errors

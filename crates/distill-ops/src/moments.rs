@@ -30,7 +30,7 @@ pub enum MomentType {
 #[derive(Clone, Debug)]
 pub enum Moments {
     /// `[elements]` each.
-    F32([Tensor<1>; 2]),
+    F32(Box<[Tensor<1>; 2]>),
     /// Bits of bfloat16, `[elements]` each.
     Bf16([Vec<u16>; 2]),
     /// Codes and scales.
@@ -61,7 +61,7 @@ impl Moments {
     pub fn zeros(ty: MomentType, like: &Tensor<1>) -> Self {
         let elements = like.dims()[0];
         match ty {
-            MomentType::F32 => Self::F32([like.zeros_like(), like.zeros_like()]),
+            MomentType::F32 => Self::F32(Box::new([like.zeros_like(), like.zeros_like()])),
             MomentType::Bf16 => Self::Bf16([vec![0; elements], vec![0; elements]]),
             MomentType::EightBit => {
                 Self::EightBit([EightBit::zeros(elements), EightBit::zeros(elements)])
@@ -100,9 +100,9 @@ impl Moments {
             Self::F32(both) => {
                 // Handed over whole, so that nobody else holds them.
                 let empty = || Tensor::empty([0], &weights.device());
-                let [m, v] = std::mem::replace(both, [empty(), empty()]);
+                let [m, v] = std::mem::replace(&mut **both, [empty(), empty()]);
                 let [weights, m, v] = in_place::adamw([weights, m, v], gradient, by);
-                *both = [m, v];
+                **both = [m, v];
                 weights
             }
             Self::Bf16([m, v]) => on_host(weights, gradient, &mut |weights, gradient| {

@@ -96,9 +96,9 @@ pub(crate) fn read(
         let mut values = |name| tensor(name, parameter, expected, elements);
         let [m, v] = [values(NAMES[0].0)?, values(NAMES[1].0)?];
         let moments = match ty {
-            MomentType::F32 => Moments::F32([m, v].map(|bytes| {
+            MomentType::F32 => Moments::F32(Box::new([m, v].map(|bytes| {
                 Tensor::from_data(TensorData::new(floats(&bytes), [elements]), device)
-            })),
+            }))),
             MomentType::Bf16 => Moments::Bf16([m, v].map(|bytes| {
                 bytes.as_chunks::<2>().0.iter().map(|pair| u16::from_le_bytes(*pair)).collect()
             })),

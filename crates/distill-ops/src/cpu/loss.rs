@@ -282,7 +282,7 @@ simd! {
             }
             Target::Sampled { tokens, weights } => sampled(z, tokens, weights, student),
         };
-        z[label] -= student.hard * student.to_raw(z_label);
+        z[label] -= student.hard * student.slope_of_raw(z_label);
         Sums {
             divergence: divergence * f64::from(options.scale),
             cross_entropy: f64::from(student.log_sum - z_label),
@@ -330,7 +330,7 @@ impl Student {
 
     /// ∂z/∂raw.
     #[inline(always)]
-    fn to_raw(&self, z: f32) -> f32 {
+    fn slope_of_raw(&self, z: f32) -> f32 {
         match self.soft_cap {
             None => self.logit_scale,
             Some(cap) => self.logit_scale * (1.0 - (z / cap) * (z / cap)),
@@ -341,7 +341,7 @@ impl Student {
     #[inline(always)]
     fn gradient(&self, z: f32, slope: f32, mean: f32) -> f32 {
         let likelihood = if self.hard == 0.0 { 0.0 } else { self.hard * exp(z - self.log_sum) };
-        (self.soft * (slope - mean) + likelihood) * self.to_raw(z)
+        (self.soft * (slope - mean) + likelihood) * self.slope_of_raw(z)
     }
 }
 
@@ -410,7 +410,7 @@ fn sampled(z: &mut [f32], tokens: &[u32], weights: &[f32], student: Student) -> 
     let named = || tokens.iter().map(|&token| token as usize).zip(weights);
     let value = named().map(|(token, &w)| f64::from(-w * student.log_q(z[token]))).sum();
     let slopes: Vec<f32> =
-        named().map(|(token, w)| w * student.soft * student.to_raw(z[token])).collect();
+        named().map(|(token, w)| w * student.soft * student.slope_of_raw(z[token])).collect();
     let total: f32 = weights.iter().sum();
     for z in z.iter_mut() {
         let q = exp(student.log_q(*z));

@@ -23,7 +23,7 @@
 //! Its expectation here is that of the exact recursion. The random bits are a function of the
 //! element's index and of a key for parameter and step, so that a resumed run draws the same.
 
-use super::vector::max;
+use super::vector::LANES;
 
 /// Elements that share a scale.
 pub const BLOCK: usize = 256;
@@ -110,7 +110,8 @@ fn random(index: u32, key: u32) -> u32 {
 /// A random number in [0, 1) from 16 bits.
 #[inline(always)]
 fn uniform(bits: u32) -> f32 {
-    (bits & 0xFFFF) as i32 as f32 * (1.0 / 65_536.0)
+    // 1.x from 23 bits of fraction, less 1: no conversion.
+    f32::from_bits(0x3F80_0000 | (bits & 0xFFFF) << 7) - 1.0
 }
 
 /// The values of bfloat16 bits.
@@ -156,10 +157,10 @@ pub(super) fn narrow_signed(values: &[f32], codes: &mut [u8], first: u32, key: u
     let scale = largest(values);
     for (value, code) in values.iter().zip(codes) {
         let position = SIGNED.position(value.abs() / scale);
-        let drawn = (position + uniform(random(index, key) >> 16)) as i32;
-        let magnitude = if drawn > 127 { 127 } else { drawn };
-        let sign = if *value < 0.0 { 0x80 } else { 0 };
-        *code = (magnitude | sign) as u8;
+        let drawn = position + uniform(random(index, key) >> 16);
+        let drawn = if drawn < 127.5 { drawn } else { 127.5 };
+        let drawn = if drawn > 0.5 { drawn } else { 0.5 };
+        *code = (floor(drawn) | (value.to_bits() >> 24 & 0x80)) as u8;
         index = index.wrapping_add(1);
     }
     scale
@@ -181,10 +182,10 @@ pub(super) fn narrow_unsigned(values: &[f32], codes: &mut [u8], first: u32, key:
     let scale = largest(values);
     for (value, code) in values.iter().zip(codes) {
         let position = UNSIGNED.position(value / scale);
-        let drawn = (position + uniform(random(index, key))) as i32;
-        let drawn = if drawn > 255 { 255 } else { drawn };
-        let drawn = if drawn < 1 { 1 } else { drawn };
-        *code = (if *value > 0.0 { drawn } else { 0 }) as u8;
+        let drawn = position + uniform(random(index, key));
+        let drawn = if drawn < 255.5 { drawn } else { 255.5 };
+        let drawn = if drawn > 1.5 { drawn } else { 1.5 };
+        *code = (if *value > 0.0 { floor(drawn) } else { 0 }) as u8;
         index = index.wrapping_add(1);
     }
     scale
@@ -193,13 +194,23 @@ pub(super) fn narrow_unsigned(values: &[f32], codes: &mut [u8], first: u32, key:
 /// The largest magnitude; 1 for a block of zeros, whose codes are 0 then.
 #[inline(always)]
 fn largest(values: &[f32]) -> f32 {
-    let most = max(values);
-    let mut least = 0.0_f32;
-    for &value in values {
-        least = if value < least { value } else { least };
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [0.0_f32; LANES];
+    for chunk in chunks {
+        for lane in 0..LANES {
+            let size = chunk[lane].abs();
+            lanes[lane] = if size > lanes[lane] { size } else { lanes[lane] };
+        }
     }
-    let most = if -least > most { -least } else { most };
+    let most = lanes.iter().chain(rest).fold(0.0_f32, |most, x| most.max(x.abs()));
     if most > 0.0 { most } else { 1.0 }
+}
+
+/// ⌊x⌋ of 0 ≤ x < 2²², without a conversion that saturates: those do not become vectors. Half is taken
+/// away and what 2²³ leaves no bits for is rounded; a whole number may become the one below.
+#[inline(always)]
+fn floor(x: f32) -> u32 {
+    ((x - 0.5) + 8_388_608.0).to_bits() & 0x007F_FFFF
 }
 
 #[cfg(test)]

@@ -17,5 +17,5 @@ PATH="$PWD/.venv/bin:$PATH" \
 "$pip" install --quiet -r requirements.txt
 
 python3 ../../datasets/fetch.py smollm2
-.venv/bin/python -c 'import gguf, llama_cpp, onnx, onnx_ir, onnxruntime_genai, tensorboard, tokenizers, torch, transformers'
+.venv/bin/python -c 'import gguf, llama_cpp, onnx, onnx_ir, onnxruntime_genai, peft, tensorboard, tokenizers, torch, transformers'
 echo "ready: tests/peers/.venv"

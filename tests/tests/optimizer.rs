@@ -37,7 +37,7 @@ fn three_updates_equal_the_formula_in_float64_and_norms_do_not_decay() {
     let device = Device::flex();
     let mut model = tiny::model(&tiny_config(), &device);
     let first = weights_of(&model);
-    let mut optimizer = AdamW::new(&train);
+    let mut optimizer = AdamW::new(&train, 0);
     let rates = [1e-2, 5e-3, 2e-3];
     for (step, rate) in rates.into_iter().enumerate() {
         let gradients: NamedTensors = first

@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 
 use burn::tensor::Device;
 use distill_data::Batch;
-use distill_models::parameters::{self, NamedTensors};
-use distill_models::quantized::{quantize, straight_through};
+use distill_models::parameters::NamedTensors;
 use distill_models::{ActivationGrid, LlamaConfig, LlamaForCausalLM, WeightGrid, WeightGrids};
-use distill_recipe::{Document, Recipe};
+use distill_recipe::{Document, Lora, LoraTarget, OptimizerState, Recipe};
 use distill_train::backward::MicroBatch;
 use distill_train::loss::{Distillation, Divergence};
 use distill_train::optimizer::AdamW;
 use distill_train::plan::{Moment, Workload, memory};
 use distill_train::teacher::{LocalTeacher, Teacher};
+use distill_train::{Student, prepare};
 
 static LIVE: AtomicIsize = AtomicIsize::new(0);
 static PEAK: AtomicIsize = AtomicIsize::new(0);
@@ -93,6 +93,10 @@ fn recipe() -> Recipe {
     Recipe::from_document(&document, &[]).expect("a good recipe")
 }
 
+fn lora() -> Lora {
+    Lora { rank: 8, alpha: 16.0, targets: vec![LoraTarget::QProj, LoraTarget::DownProj] }
+}
+
 /// The most bytes of the second of two steps, as the trainer makes them.
 fn peak_of_a_step(work: &Workload<'_>) -> f64 {
     let device = Device::flex();
@@ -101,12 +105,16 @@ fn peak_of_a_step(work: &Workload<'_>) -> f64 {
         let model = LlamaForCausalLM::init(config, 2, &device);
         LocalTeacher::new(model, work.vocabulary, device.clone())
     });
-    let mut masters = LlamaForCausalLM::init(work.student, 1, &device);
-    let mut optimizer = AdamW::new(&recipe().train);
+    let mut train = recipe().train;
+    train.optimizer_state = work.optimizer_state;
+    train.lora = work.factors.map(|_| lora());
+    let masters = LlamaForCausalLM::init(work.student, 1, &device);
+    let mut student = Student::first(masters, &train, 1).expect("factors that fit");
+    let mut optimizer = AdamW::new(&train, 0);
     let batch = batch(work.batch, work.sequence);
     for _ in 0..2 {
         PEAK.store(LIVE.load(Relaxed), Relaxed);
-        let live = quantize(&masters, &work.grids);
+        let live = student.live(&work.grids);
         let mut gradients = NamedTensors::new();
         for _ in 0..work.accumulation {
             let signal = teacher.as_ref().map(|teacher| teacher.signal(&batch).expect("a signal"));
@@ -119,11 +127,9 @@ fn peak_of_a_step(work: &Workload<'_>) -> f64 {
             };
             micro_batch.backward(&live, &mut gradients);
         }
-        straight_through(&masters, &work.grids, &mut gradients);
-        drop(live);
-        parameters::replace(&mut masters, |masters| {
-            optimizer.update(masters, gradients, 1.0, 1e-4)
-        });
+        student.straight_through(&work.grids, &mut gradients);
+        student.reclaim(live, &work.grids);
+        student.update(&mut optimizer, gradients, 1.0, 1e-4);
     }
     (PEAK.load(Relaxed) - before) as f64
 }
@@ -150,6 +156,8 @@ fn a_step_allocates_what_the_plan_counts() {
         sequence: 256,
         accumulation: 1,
         activation_checkpointing: false,
+        optimizer_state: OptimizerState::F32,
+        factors: None,
         exports_gguf: false,
         document_bytes: 0,
     };
@@ -166,12 +174,15 @@ fn a_step_allocates_what_the_plan_counts() {
         distillation: Some(forward_kl),
         ..float.clone()
     };
+    let factors = prepare::lora(&lora()).elements(&deep);
     let cases = [
         ("float", float.clone()),
         ("on a grid", Workload { grids: q4_0, ..float.clone() }),
         ("checkpointing", Workload { activation_checkpointing: true, ..float.clone() }),
         ("few tokens", Workload { batch: 1, sequence: 64, ..float.clone() }),
         ("accumulated", Workload { batch: 1, accumulation: 3, grids: q4_0, ..float.clone() }),
+        ("8 bits", Workload { optimizer_state: OptimizerState::EightBit, ..float.clone() }),
+        ("factors", Workload { factors: Some(factors), grids: q4_0, ..float.clone() }),
         ("untied", Workload { student: &untied, ..float.clone() }),
         ("taught", taught),
     ];

@@ -122,6 +122,22 @@ pub enum ModelError {
         /// The backend's name.
         backend: &'static str,
     },
+    /// Low-rank factors that are no smaller than the matrix that they stand for.
+    #[error(
+        "`train.lora.rank` is {rank}, and `{linear}` is a matrix of {out} × {input}; choose a rank of \
+         at most {}, or leave it out of `train.lora.targets`",
+        out.min(input)
+    )]
+    LoraRank {
+        /// The rank.
+        rank: usize,
+        /// The linear's name.
+        linear: String,
+        /// Its rows.
+        out: usize,
+        /// Its columns.
+        input: usize,
+    },
     /// The layers to keep are not layers of the teacher.
     #[error("student.keep_layers: {problem}")]
     KeepLayers {

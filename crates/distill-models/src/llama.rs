@@ -11,6 +11,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use distill_ops::{Gate, Norm, Positions, Shape, plain};
 
+use crate::lora::Adapter;
 use crate::rope::inverse_frequencies;
 use crate::{ActivationGrid, LinearInput, LlamaConfig, Rounding};
 
@@ -82,6 +83,9 @@ pub struct LlamaMlp {
 pub struct Linear {
     /// `[out, in]`.
     pub weight: Param<Tensor<2>>,
+    /// The low-rank factors that gradients go to, if the weight is frozen.
+    #[module(skip)]
+    pub adapter: Option<Adapter>,
 }
 
 /// A table `[vocab, hidden]`.
@@ -172,6 +176,7 @@ impl LlamaForCausalLM {
         for index in 0..config.num_hidden_layers {
             let mut linear = |name: &str, out: usize, input: usize| Linear {
                 weight: matrix(format!("model.layers.{index}.{name}"), [out, input]),
+                adapter: None,
             };
             let self_attn = LlamaAttention {
                 q_proj: linear("self_attn.q_proj", queries, hidden),
@@ -187,7 +192,8 @@ impl LlamaForCausalLM {
             layers.push((self_attn, mlp));
         }
         let lm_head = (!config.tie_word_embeddings)
-            .then(|| Linear { weight: matrix("lm_head".into(), [config.vocab_size, hidden]) });
+            .then(|| matrix("lm_head".into(), [config.vocab_size, hidden]))
+            .map(|weight| Linear { weight, adapter: None });
         let mut norm = |name: String| RmsNorm {
             weight: Param::from_data(
                 TensorData::new(values(&format!("{name}.weight"), &[hidden]), [hidden]),
@@ -307,8 +313,7 @@ impl LlamaDecoderLayer {
 impl LlamaAttention {
     /// The values that the queries attend to, the input of `o_proj`: `[batch, tokens, heads · head_dim]`.
     fn mix(&self, x: Tensor<3>, positions: &Positions, model: &LlamaForCausalLM) -> Tensor<3> {
-        let weights = [&self.q_proj, &self.k_proj, &self.v_proj].map(|linear| linear.weight.val());
-        let qkv = distill_ops::linears(x, weights);
+        let qkv = side_by_side(x, [&self.q_proj, &self.k_proj, &self.v_proj]);
         match model.rounding.cached() {
             None => distill_ops::attention(qkv, positions),
             Some(round) => plain::attention_rounding(qkv, positions, round),
@@ -319,16 +324,26 @@ impl LlamaAttention {
 impl LlamaMlp {
     /// silu(gate(x)) ∘ up(x), the input of `down_proj`: `[batch, tokens, intermediate]`.
     fn inner(&self, x: Tensor<3>) -> Tensor<3> {
-        let weights = [&self.gate_proj, &self.up_proj].map(|linear| linear.weight.val());
-        distill_ops::gated(Gate::Silu, distill_ops::linears(x, weights))
+        distill_ops::gated(Gate::Silu, side_by_side(x, [&self.gate_proj, &self.up_proj]))
     }
 }
 
 impl Linear {
     /// `x` `[batch, tokens, in]` → `[batch, tokens, out]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        distill_ops::linear(x, self.weight.val())
+        match &self.adapter {
+            None => distill_ops::linear(x, self.weight.val()),
+            Some(adapter) => adapter.forward(x, self.weight.val()),
+        }
     }
+}
+
+/// What some linears make of one input, `[batch, tokens, Σ out]`.
+fn side_by_side<const N: usize>(x: Tensor<3>, linears: [&Linear; N]) -> Tensor<3> {
+    if linears.iter().all(|linear| linear.adapter.is_none()) {
+        return distill_ops::linears(x, linears.map(|linear| linear.weight.val()));
+    }
+    Tensor::cat(linears.map(|linear| linear.forward(x.clone())).to_vec(), 2)
 }
 
 impl RmsNorm {
@@ -339,17 +354,18 @@ impl RmsNorm {
 }
 
 /// Normal deviates from SplitMix64 and Box–Muller: the same on every backend and platform.
-struct Normal {
+pub(crate) struct Normal {
     state: u64,
     spare: Option<f64>,
 }
 
 impl Normal {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self { state: seed, spare: None }
     }
 
-    fn uniform(&mut self) -> f64 {
+    /// In [0, 1).
+    pub(crate) fn uniform(&mut self) -> f64 {
         self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -6,6 +6,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor};
 
 use crate::LlamaForCausalLM;
+use crate::lora::{self, Adapter};
 
 /// Flat tensors by parameter name, e.g. gradients or optimiser moments; `[elements]` each.
 pub type NamedTensors = BTreeMap<String, Tensor<1>>;
@@ -101,16 +102,23 @@ pub fn replace(
     *model = map(std::mem::replace(model, hollow));
 }
 
-/// The same weights as leaves of a new autodiff graph.
+/// The same weights as leaves of a new autodiff graph; of an adapted model its factors alone.
 pub fn tracked(model: &LlamaForCausalLM) -> LlamaForCausalLM {
-    struct Track;
+    struct Track {
+        frozen: bool,
+    }
     impl ModuleMapper for Track {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             let (id, tensor, _) = param.consume();
-            Param::initialized(id, tensor.inner().autodiff().require_grad())
+            let tensor = tensor.inner().autodiff();
+            Param::initialized(id, if self.frozen { tensor } else { tensor.require_grad() })
         }
     }
-    model.clone().map(&mut Track)
+    let mut tracked = model.clone().map(&mut Track { frozen: model.is_adapted() });
+    for (_, linear) in tracked.linears_mut() {
+        linear.adapter = linear.adapter.as_ref().map(Adapter::tracked);
+    }
+    tracked
 }
 
 /// Takes the gradients of a [`tracked`] model and adds them to `into`.
@@ -133,6 +141,9 @@ pub fn accumulate_gradients(
                 add(self.2, self.0.name(), gradient.reshape([elements]));
             }
         }
+    }
+    if model.is_adapted() {
+        return lora::accumulate(model, gradients, into);
     }
     model.visit(&mut Take(Path::default(), gradients, into));
 }

@@ -5,6 +5,8 @@
 //! gradients back to the masters. Micro-batches, evaluation and export thus see one and the
 //! same grid, and its cost does not grow with gradient accumulation.
 
+use burn::tensor::Tensor;
+
 use crate::parameters::{self, NamedTensors};
 use crate::{ActivationGrid, LlamaConfig, LlamaForCausalLM, ModelError, fake_quant};
 
@@ -83,12 +85,7 @@ pub fn quantize_into(
     mut room: NamedTensors,
 ) -> LlamaForCausalLM {
     let mut model = parameters::map(masters.clone(), |name, _, weights| {
-        let room = room.remove(name);
-        match grids.of(name) {
-            WeightGrid::Float => weights,
-            WeightGrid::Q4_0 => fake_quant::q4_0(weights, room),
-            WeightGrid::Q8_0 => fake_quant::q8_0(weights, room),
-        }
+        round(grids.of(name), weights, room.remove(name))
     });
     model.rounding = grids.activations.into();
     model
@@ -103,6 +100,14 @@ pub fn reclaim(model: LlamaForCausalLM, grids: &WeightGrids) -> NamedTensors {
         }
     });
     room
+}
+
+pub(crate) fn round(grid: WeightGrid, weights: Tensor<1>, room: Option<Tensor<1>>) -> Tensor<1> {
+    match grid {
+        WeightGrid::Float => weights,
+        WeightGrid::Q4_0 => fake_quant::q4_0(weights, room),
+        WeightGrid::Q8_0 => fake_quant::q8_0(weights, room),
+    }
 }
 
 /// Turns gradients of the rounded weights into gradients of the masters: unchanged inside the

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use distill_ops::cpu::adamw::{self, Update};
+use distill_ops::cpu::adamw::{self, Blocks, Update};
 use distill_ops::cpu::attention::{self, Positions, Shape};
 use distill_ops::cpu::gate::{self, Gate};
 use distill_ops::cpu::loss::{self, Divergence, Options, Row, Target};
@@ -85,6 +85,7 @@ fn main() {
             temperature: 1.0,
             scale: 1.0,
             cross_entropy: 0.0,
+            logit_scale: 1.0,
             soft_cap: None,
         };
         time(&format!("{divergence:?}, 256 tokens"), || {
@@ -119,6 +120,15 @@ fn main() {
         clip: 1.0,
     };
     time("adamw, embedding", || adamw::update(&mut w, &g, &mut m, &mut v, by));
+    let (mut m16, mut v16) = (vec![0; MATRIX], vec![0; MATRIX]);
+    time("  state in bf16", || adamw::update_bf16(&mut w, &g, &mut m16, &mut v16, by, 7));
+    let (mut m8, mut v8) = (vec![0; MATRIX], vec![0; MATRIX]);
+    let (mut m_scales, mut v_scales) = (vec![1.0; MATRIX / 256], vec![1.0; MATRIX / 256]);
+    time("  state in 8 bits", || {
+        let m = Blocks { codes: &mut m8, scales: &mut m_scales };
+        let v = Blocks { codes: &mut v8, scales: &mut v_scales };
+        adamw::update_8bit(&mut w, &g, m, v, by, 7);
+    });
     time("norm of its gradient", || assert!(adamw::sum_of_squares(&g) > 0.0));
     time("round to Q4_0", || drop(rounding::rounded(Grid::Q4_0, &g)));
     time("round to Q8_0", || drop(rounding::rounded(Grid::Q8_0, &g)));

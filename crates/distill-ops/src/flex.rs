@@ -19,6 +19,7 @@ use crate::cpu::norm::{self, Norm};
 use crate::cpu::product::{Destination, Matrix, Threads, multiply, product};
 use crate::cpu::rounding::{self, Grid};
 use crate::cpu::scratch::filled;
+use crate::lora::{Factors, LoraRule};
 use crate::positions::Layout as Positions;
 use crate::profile::{Work, operator};
 
@@ -49,6 +50,15 @@ pub trait FusedOps: Backend {
     ) -> FloatTensor<Self>;
     /// x on the grid of activations, straight-through.
     fn fused_rounding(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// A linear and its thin factors, see [`crate::LoraInput`].
+    fn fused_lora(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        base: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        by: (f32, LoraRule),
+    ) -> FloatTensor<Self>;
 }
 
 /// A new tensor of these values.
@@ -260,6 +270,27 @@ impl FusedOps for Flex {
             tensor(rounding::rounded(Grid::Q8_0Activations, values(&x)), x.shape())
         })
     }
+
+    fn fused_lora(
+        x: FlexTensor,
+        weight: FlexTensor,
+        _: FlexTensor,
+        a: FlexTensor,
+        b: FlexTensor,
+        (scale, rule): (f32, LoraRule),
+    ) -> FlexTensor {
+        let linear = Linears::new(x, [weight]);
+        let (a, b) = (contiguous(a), contiguous(b));
+        let mut y = linear.forward();
+        if rule == LoraRule::Beside {
+            let (rows, out, input) = (linear.rows(), linear.outputs(), linear.inputs());
+            let factors = Factors { a: values(&a), b: values(&b), scale, rank: a.shape()[0] };
+            operator("low-rank factors", factors.work(rows, out, input), || {
+                factors.forward(values(&linear.x), y.storage_mut(), rows, out, input);
+            });
+        }
+        y
+    }
 }
 
 impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
@@ -404,6 +435,78 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         let y = Flex::fused_rounding(x);
         match Step.prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(step) => step.finish((), y),
+            OpsKind::UnTracked(step) => step.finish(y),
+        }
+    }
+
+    fn fused_lora(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        base: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        by: (f32, LoraRule),
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Step;
+        impl Backward<Flex, 3> for Step {
+            /// The linear; base, A, B.
+            type State = (Linears, [FlexTensor; 3], (f32, LoraRule));
+            fn backward(
+                self,
+                ops: Ops<Self::State, 3>,
+                gradients: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let [x_node, a_node, b_node] = ops.parents;
+                let g = contiguous(gradients.consume::<Flex>(&ops.node));
+                let (linear, [base, a, b], (scale, rule)) = ops.state;
+                let (rows, out, input) = (linear.rows(), linear.outputs(), linear.inputs());
+                let factors = Factors { a: values(&a), b: values(&b), scale, rank: a.shape()[0] };
+                let work = factors.work(rows, out, input);
+                if let Some(node) = x_node {
+                    let mut dx = linear.input_gradient(&g);
+                    if rule == LoraRule::Beside {
+                        operator("low-rank factors, backward", work, || {
+                            let dx = dx.storage_mut();
+                            factors.backward_input(values(&g), dx, rows, out, input);
+                        });
+                    }
+                    gradients.register::<Flex>(node.id, dx);
+                }
+                let [da, db] = match rule {
+                    LoraRule::Beside | LoraRule::Merged => {
+                        operator("low-rank factors, backward", work.times(2), || {
+                            factors.backward(values(&g), values(&linear.x), rows, out, input)
+                        })
+                    }
+                    LoraRule::MergedQ4_0 => {
+                        // The mask stands between the two products, so the whole gradient is needed:
+                        // that of this one linear.
+                        let mut dense = linear.weight_gradient(&g, 0);
+                        let masked = Work::floats(5 * elements(&dense));
+                        operator("low-rank factors, backward", masked, || {
+                            let mut merged = values(&base).to_vec();
+                            factors.add_to(&mut merged, out, input);
+                            rounding::straight_through_q4_0(&merged, dense.storage_mut());
+                            factors.reduce(values(&dense), out, input)
+                        })
+                    }
+                };
+                for (node, gradient, of) in [(a_node, da, &a), (b_node, db, &b)] {
+                    if let Some(node) = node {
+                        gradients.register::<Flex>(node.id, tensor(gradient, of.shape()));
+                    }
+                }
+            }
+        }
+        let ((x, x_node), (weight, _), (base, _)) =
+            (x.into_parts(), weight.into_parts(), base.into_parts());
+        let ((a, a_node), (b, b_node)) = (a.into_parts(), b.into_parts());
+        let [x, weight, base, a, b] = [x, weight, base, a, b].map(contiguous);
+        let y = Flex::fused_lora(x.clone(), weight.clone(), base.clone(), a.clone(), b.clone(), by);
+        match Step.prepare::<C>([x_node, a_node, b_node]).compute_bound().stateful() {
+            OpsKind::Tracked(step) => step.finish((Linears::new(x, [weight]), [base, a, b], by), y),
             OpsKind::UnTracked(step) => step.finish(y),
         }
     }

@@ -20,8 +20,8 @@ pub struct HeadLoss {
     pub sums: Sums,
     /// ∂loss/∂hidden, `[tokens, hidden]`.
     pub hidden_gradient: Tensor<2>,
-    /// ∂loss/∂head, `[rows, hidden]`.
-    pub head_gradient: Tensor<2>,
+    /// ∂loss/∂head, `[rows, hidden]`, unless it is frozen.
+    pub head_gradient: Option<Tensor<2>>,
 }
 
 /// What the loss is made of; tensors without autodiff.
@@ -31,6 +31,8 @@ pub struct HeadInput<'a> {
     pub hidden: Tensor<2>,
     /// The head, `[rows, hidden]`; rows beyond the vocabulary are padding.
     pub head: Tensor<2>,
+    /// Whether the head stays as it is and needs no gradient.
+    pub frozen: bool,
     /// Tokens that exist.
     pub vocabulary: usize,
     /// The teacher's final hidden states `[tokens, width]` and head `[vocabulary, width]`.
@@ -94,8 +96,12 @@ impl HeadInput<'_> {
             sums.cross_entropy += found.cross_entropy;
             let slopes = Matrix::new(student, count, vocabulary);
             let out = &mut hidden_gradient[start * width..(start + count) * width];
-            operator("head, backward", work.times(2), || {
+            let products = if self.frozen { 1 } else { 2 };
+            operator("head, backward", work.times(products), || {
                 multiply(slopes, head, 1.0, Destination::replace(out, width), Threads::All);
+                if self.frozen {
+                    return;
+                }
                 if head_gradient.is_empty() {
                     head_gradient = product(slopes.transposed(), x);
                 } else {
@@ -104,11 +110,14 @@ impl HeadInput<'_> {
                 }
             });
         }
-        head_gradient.resize(rows * width, 0.0);
+        let head_gradient = (!self.frozen).then(|| {
+            head_gradient.resize(rows * width, 0.0);
+            device(head_gradient, [rows, width])
+        });
         Some(HeadLoss {
             sums,
             hidden_gradient: device(hidden_gradient, [tokens, width]),
-            head_gradient: device(head_gradient, [rows, width]),
+            head_gradient,
         })
     }
 }

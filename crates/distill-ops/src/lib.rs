@@ -10,6 +10,8 @@ pub mod profile;
 mod flex;
 mod head;
 mod in_place;
+mod lora;
+mod moments;
 mod positions;
 
 use burn::backend::Dispatch;
@@ -21,6 +23,8 @@ pub use cpu::norm::Norm;
 pub use flex::FusedOps;
 pub use head::{HeadInput, HeadLoss};
 pub use in_place::{adamw, add_rows, round, straight_through_q4_0, sum_of_squares};
+pub use lora::{LoraInput, LoraRule, lora, lora_merge};
+pub use moments::{BLOCK as MOMENT_BLOCK, EightBit, MomentType, Moments};
 pub use positions::{Layout, Positions};
 
 /// Whether the fused operators run there.

@@ -1,6 +1,6 @@
 //! Every default of a recipe, once. `raw` shows them in the JSON schema, `resolve` fills them in.
 
-use crate::resolved::{ActivationGrid, Backend, KvCache};
+use crate::resolved::{ActivationGrid, Backend, KvCache, LoraTarget, OptimizerState};
 
 pub(crate) const SEED: u64 = 0;
 pub(crate) const BACKEND: Backend = Backend::Flex;
@@ -42,6 +42,7 @@ pub(crate) const WEIGHT_DECAY: f64 = 0.0;
 pub(crate) const BETA1: f64 = 0.9;
 pub(crate) const BETA2: f64 = 0.95;
 pub(crate) const EPSILON: f64 = 1e-8;
+pub(crate) const OPTIMIZER_STATE: OptimizerState = OptimizerState::F32;
 pub(crate) const CLIP_NORM: f64 = 1.0;
 /// `eval_every` is this part of `steps`: one in five.
 pub(crate) const EVAL_PART: usize = 5;
@@ -55,3 +56,6 @@ pub(crate) const MAX_NEW_TOKENS: usize = 64;
 pub(crate) const GGUF: bool = true;
 pub(crate) const HUGGINGFACE: bool = true;
 pub(crate) const PARITY_POSITIONS: usize = 4096;
+
+pub(crate) const LORA_RANK: usize = 16;
+pub(crate) const LORA_TARGETS: [LoraTarget; 7] = LoraTarget::ALL;

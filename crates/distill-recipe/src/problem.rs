@@ -245,6 +245,22 @@ pub enum ProblemKind {
         /// The highest.
         max: f64,
     },
+    /// A linear that would get factors twice.
+    #[error("`train.lora.targets` names `{target}` twice")]
+    LoraTargetTwice {
+        /// The linear.
+        target: &'static str,
+    },
+    /// Factors that are no smaller than the matrix.
+    #[error("`train.lora.rank` is {rank}, and `{target}` has rank {limit} at most")]
+    LoraRank {
+        /// The rank.
+        rank: usize,
+        /// The lesser dimension of the matrix.
+        limit: usize,
+        /// The linear.
+        target: &'static str,
+    },
 }
 
 fn student_init(given: &[&str]) -> String {
@@ -368,6 +384,11 @@ impl ProblemKind {
                 "it is the rate at the last step; a tenth of `learning_rate` is the default"
                     .to_owned()
             }
+            Self::LoraTargetTwice { .. } => "name each linear once".to_owned(),
+            Self::LoraRank { limit, target, .. } => format!(
+                "choose {limit} or less, far less as a rule, or take `{target}` out of \
+                 `train.lora.targets`"
+            ),
         })
     }
 
@@ -400,7 +421,8 @@ impl ProblemKind {
             Self::StartStep { .. } => "after the end",
             Self::ActivationsWithoutLinears => "needs quantized linears",
             Self::Warmup { .. } | Self::Decay { .. } => "too long",
-            Self::MinLearningRate { .. } => "too high",
+            Self::MinLearningRate { .. } | Self::LoraRank { .. } => "too high",
+            Self::LoraTargetTwice { .. } => "once more",
         }
     }
 }

@@ -12,7 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 
 use crate::defaults;
-use crate::resolved::{ActivationGrid, Backend, KvCache, WeightGrid};
+use crate::resolved::{ActivationGrid, Backend, KvCache, LoraTarget, OptimizerState, WeightGrid};
 
 /// A value and the bytes of the document it was written in.
 #[derive(Clone, Debug, Deserialize)]
@@ -325,6 +325,11 @@ pub(crate) struct Train {
     /// Added to the root of the second moment.
     #[schemars(extend("exclusiveMinimum" = 0), extend("default" = defaults::EPSILON))]
     pub(crate) epsilon: Option<Written<f64>>,
+    /// The type in which both moments are kept. Smaller ones are rounded stochastically, so that they
+    /// stay right on average; on other backends than `flex` they lie in the host's memory and the
+    /// update runs on the CPU.
+    #[schemars(extend("default" = defaults::OPTIMIZER_STATE))]
+    pub(crate) optimizer_state: Option<Written<OptimizerState>>,
     /// Largest global norm of the gradient; a large value such as 1e9 never clips.
     #[schemars(extend("exclusiveMinimum" = 0), extend("default" = defaults::CLIP_NORM))]
     pub(crate) clip_norm: Option<Written<f64>>,
@@ -337,6 +342,24 @@ pub(crate) struct Train {
     /// How many of the newest checkpoints stay on disk.
     #[schemars(range(min = 1), extend("default" = defaults::KEEP_CHECKPOINTS))]
     pub(crate) keep_checkpoints: Option<Written<usize>>,
+    pub(crate) lora: Option<Written<Lora>>,
+}
+
+/// LoRA: all weights stay as they are, and low-rank factors are trained beside the linears, as
+/// W + (alpha / rank) · B · A. Checkpoints and exports hold the sum. With [quantize], the sum is what
+/// is rounded; without this table all weights are trained.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Lora {
+    /// Rows of A and columns of B: what the update can express, and what it costs.
+    #[schemars(range(min = 1, max = 65_536), extend("default" = defaults::LORA_RANK))]
+    pub(crate) rank: Option<Written<usize>>,
+    /// The update is multiplied by alpha / rank. Default: `rank`.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(crate) alpha: Option<Written<f64>>,
+    /// The linears that get factors, in every layer.
+    #[schemars(length(min = 1), extend("default" = defaults::LORA_TARGETS))]
+    pub(crate) targets: Option<Written<Vec<Written<LoraTarget>>>>,
 }
 
 /// How the learning rate falls.

@@ -12,8 +12,9 @@ use crate::error::{Problem, RecipeError};
 use crate::problem::ProblemKind;
 use crate::raw::{self, Loss, ScheduleKind, Written};
 use crate::resolved::{
-    ActivationGrid, Data, Device, Distill, DivergenceKind, Eval, Export, ModelRef, NewModel,
-    Quantize, Recipe, Schedule, Student, StudentInit, Teacher, TokenizerChoice, Train, WeightGrid,
+    ActivationGrid, Data, Device, Distill, DivergenceKind, Eval, Export, Lora, LoraTarget,
+    ModelRef, NewModel, Quantize, Recipe, Schedule, Student, StudentInit, Teacher, TokenizerChoice,
+    Train, WeightGrid,
 };
 use crate::shape;
 
@@ -110,6 +111,9 @@ impl Resolver<'_> {
         let quantize =
             written.quantize.as_ref().map(|quantize| self.quantize(quantize, &written.train));
         let student = self.student(written, quantize.as_ref());
+        if let Some(student) = &student {
+            self.lora_rank(written, student, &train);
+        }
         let distill = self.distill(written);
         let device = written.device.as_ref().map(|device| self.device(device));
         let data = Data {
@@ -459,10 +463,54 @@ impl Resolver<'_> {
             beta1: or(&written.beta1, defaults::BETA1),
             beta2: or(&written.beta2, defaults::BETA2),
             epsilon: or(&written.epsilon, defaults::EPSILON),
+            optimizer_state: or(&written.optimizer_state, defaults::OPTIMIZER_STATE),
             clip_norm: or(&written.clip_norm, defaults::CLIP_NORM),
             eval_every,
             checkpoint_every: or(&written.checkpoint_every, eval_every),
             keep_checkpoints: or(&written.keep_checkpoints, defaults::KEEP_CHECKPOINTS),
+            lora: written.lora.as_ref().map(|lora| self.lora(lora.value())),
+        }
+    }
+
+    fn lora(&mut self, written: &raw::Lora) -> Lora {
+        let rank = or(&written.rank, defaults::LORA_RANK);
+        let mut targets: Vec<LoraTarget> = Vec::new();
+        for target in written.targets.iter().flat_map(|targets| targets.value()) {
+            if targets.contains(target.value()) {
+                let target_name = target.value().name();
+                self.push(ProblemKind::LoraTargetTwice { target: target_name }, target.span(), &[]);
+            }
+            targets.push(*target.value());
+        }
+        if targets.is_empty() {
+            targets = defaults::LORA_TARGETS.to_vec();
+        }
+        Lora { rank, alpha: or(&written.alpha, rank as f64), targets }
+    }
+
+    /// Factors that are no smaller than the matrices of a new student, whose shape is known here.
+    fn lora_rank(&mut self, written: &raw::Recipe, student: &Student, train: &Train) {
+        let (Some(raw), Some(lora), StudentInit::Config(config)) =
+            (&written.train.lora, &train.lora, &student.init)
+        else {
+            return;
+        };
+        let queries = config.num_attention_heads * config.head_dim;
+        let keys = config.num_key_value_heads * config.head_dim;
+        let least = |target: &LoraTarget| match target {
+            LoraTarget::QProj | LoraTarget::OProj => queries.min(config.hidden_size),
+            LoraTarget::KProj | LoraTarget::VProj => keys.min(config.hidden_size),
+            LoraTarget::GateProj | LoraTarget::UpProj | LoraTarget::DownProj => {
+                config.intermediate_size.min(config.hidden_size)
+            }
+        };
+        let smallest = lora.targets.iter().map(|target| (least(target), target.name())).min();
+        if let Some((limit, target)) = smallest
+            && lora.rank > limit
+        {
+            let kind = ProblemKind::LoraRank { rank: lora.rank, limit, target };
+            let span = raw.value().rank.as_ref().map_or(raw.span(), Written::span);
+            self.push(kind, span, &[]);
         }
     }
 

@@ -279,6 +279,8 @@ pub struct Train {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub epsilon: f64,
+    /// The type in which both moments are kept from step to step.
+    pub optimizer_state: OptimizerState,
     /// Largest global norm of the gradient; infinite: never clipped.
     pub clip_norm: f64,
     /// Steps between two evaluations.
@@ -287,6 +289,83 @@ pub struct Train {
     pub checkpoint_every: usize,
     /// How many of the newest checkpoints stay on disk, ≥ 1.
     pub keep_checkpoints: usize,
+    /// Low-rank factors that are trained in place of the weights; `None` trains all weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Lora>,
+}
+
+/// A type for the moments of the optimiser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum OptimizerState {
+    /// 8 bytes a trained weight.
+    #[serde(rename = "f32")]
+    F32,
+    /// bfloat16, rounded stochastically: 4 bytes a trained weight.
+    #[serde(rename = "bf16")]
+    Bf16,
+    /// A dynamic 8-bit code with a scale for each 256, rounded stochastically: 2 bytes a trained
+    /// weight.
+    #[serde(rename = "8bit")]
+    EightBit,
+}
+
+/// Low-rank factors beside frozen weights: W + (alpha / rank) · B · A.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lora {
+    /// Rows of A and columns of B, ≥ 1.
+    pub rank: usize,
+    /// Multiplies B · A, divided by the rank.
+    pub alpha: f64,
+    /// The linears that get factors, each once; at least one.
+    pub targets: Vec<LoraTarget>,
+}
+
+/// A linear of every decoder layer.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum LoraTarget {
+    /// Queries of attention.
+    QProj,
+    /// Keys of attention.
+    KProj,
+    /// Values of attention.
+    VProj,
+    /// Output of attention.
+    OProj,
+    /// Gate of the feed-forward network.
+    GateProj,
+    /// Input of the feed-forward network.
+    UpProj,
+    /// Output of the feed-forward network.
+    DownProj,
+}
+
+impl LoraTarget {
+    /// All of them, in the order of the forward pass.
+    pub const ALL: [Self; 7] = [
+        Self::QProj,
+        Self::KProj,
+        Self::VProj,
+        Self::OProj,
+        Self::GateProj,
+        Self::UpProj,
+        Self::DownProj,
+    ];
+
+    /// Its name in recipes and in Hugging Face's tensors.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::QProj => "q_proj",
+            Self::KProj => "k_proj",
+            Self::VProj => "v_proj",
+            Self::OProj => "o_proj",
+            Self::GateProj => "gate_proj",
+            Self::UpProj => "up_proj",
+            Self::DownProj => "down_proj",
+        }
+    }
 }
 
 /// How the learning rate falls after the warm-up.

@@ -121,6 +121,10 @@ messages! {
     a_temperature_of_zero => message(&format!("{SOUND}[distill]\ntemperature = 0.0\n"), &[]);
     a_beta_of_one => message(&format!("{SOUND}[distill]\nloss = \"jsd\"\nbeta = 1.0\n"), &[]);
     an_unknown_loss => message(&format!("{SOUND}[distill]\nloss = \"forward-kl\"\n"), &[]);
+    a_misspelt_lora_target => broken("1e-3\n", "1e-3\nlora = { targets = [\"q_proj\", \"gate_porj\"] }\n");
+    no_lora_targets => broken("1e-3\n", "1e-3\nlora = { targets = [] }\n");
+    a_lora_rank_of_zero => broken("1e-3\n", "1e-3\nlora = { rank = 0 }\n");
+    an_unknown_optimizer_state => broken("1e-3\n", "1e-3\noptimizer_state = \"int8\"\n");
     a_name_that_leaves_the_directory => broken("\"tiny\"", "\"../tiny\"");
 }
 
@@ -167,6 +171,9 @@ messages! {
     a_decay_without_wsd => broken("steps = 100", "steps = 100\ndecay_steps = 10");
     a_warm_up_and_decay_longer_than_training =>
         broken("steps = 100", "steps = 100\nwarmup_steps = 60\nschedule = \"wsd\"\ndecay_steps = 60");
+    a_lora_target_named_twice =>
+        broken("1e-3\n", "1e-3\nlora = { targets = [\"q_proj\", \"q_proj\"] }\n");
+    a_lora_rank_above_the_dimensions => broken("1e-3\n", "1e-3\nlora = { rank = 65 }\n");
     a_learning_rate_that_ends_higher => broken("1e-3", "1e-3\nmin_learning_rate = 1e-2");
 }
 

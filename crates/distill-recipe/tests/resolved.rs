@@ -60,6 +60,8 @@ fn resolved_toml_of_every_kind_of_recipe_is_the_same_recipe() {
         vec![config, "student.train_tokenizer=512", "train.schedule=wsd"],
         vec![config, "student.tokenizer=owner/name", "data.document_separator=\"\\n\\n\""],
         vec!["quantize={ linears = \"q4_0\", embeddings = \"none\", activations = \"q8_0\" }"],
+        vec!["train.lora={ rank = 8, targets = [\"v_proj\", \"q_proj\"] }"],
+        vec!["train.lora={}", "train.optimizer_state=8bit", "train.schedule=wsd"],
         vec!["train.epsilon=1e-300", "seed=9223372036854775807", "backend=wgpu"],
         vec!["device={ bandwidth_gbps = 17, ram_mb = 512, kv_cache = \"q8_0\" }"],
         vec!["device={ bandwidth_gbps = 1.5, first_token_ms = 800, context_length = 64 }"],
@@ -108,6 +110,16 @@ fn derived_defaults_follow_the_steps() {
     let short = resolve(MINIMAL, &["train.steps=3"]).train;
     assert_eq!((short.eval_every, short.checkpoint_every), (1, 1));
     assert!((short.min_learning_rate - 1e-4).abs() < 1e-18);
+}
+
+#[test]
+fn lora_without_keys_adapts_all_linears_by_a_factor_of_one() {
+    assert_eq!(resolve(MINIMAL, &[]).train.lora, None);
+    let lora = resolve(MINIMAL, &["train.lora.rank=8"]).train.lora.expect("a table");
+    assert_eq!((lora.rank, lora.alpha, lora.targets), (8, 8.0, LoraTarget::ALL.to_vec()));
+    for target in LoraTarget::ALL {
+        assert_eq!(serde_json::to_value(target).expect("JSON"), target.name());
+    }
 }
 
 #[test]

@@ -1,16 +1,17 @@
 //! Seconds of a training step on random weights and tokens, as JSON:
-//! `train_speed LOSS BATCH TOKENS STEPS [GRID [checkpointing]]`, with LOSS `cross_entropy`, `forward_kl` or `jsd` (a
-//! teacher of the same size) and GRID `float`, `q4_0` or `q4_0_q8_0` (activations too). The shape is SmolLM2-135M's.
+//! `train_speed LOSS BATCH TOKENS STEPS [GRID [OPTION…]]`, with LOSS `cross_entropy`, `forward_kl` or `jsd` (a
+//! teacher of the same size), GRID `float`, `q4_0` or `q4_0_q8_0` (activations too), and OPTION `checkpointing`,
+//! `bf16` or `8bit` (the optimiser's state), `lora=RANK`. The shape is SmolLM2-135M's.
 
 use std::time::Instant;
 
 use distill_data::Batch;
-use distill_models::parameters::{self, NamedTensors};
-use distill_models::quantized::{quantize_into, reclaim, straight_through};
+use distill_models::parameters::NamedTensors;
 use distill_models::{
     ActivationGrid, Backend, LlamaConfig, LlamaForCausalLM, WeightGrid, WeightGrids,
 };
-use distill_recipe::{Schedule, Train};
+use distill_recipe::{Lora, LoraTarget, OptimizerState, Schedule, Train};
+use distill_train::Student;
 use distill_train::backward::MicroBatch;
 use distill_train::loss::{Distillation, Divergence};
 use distill_train::optimizer::{AdamW, clip, global_norm};
@@ -30,7 +31,19 @@ fn work() -> Result<(), Box<dyn std::error::Error>> {
         Some("q4_0_q8_0") => quantized(ActivationGrid::Q8_0),
         Some(_) => return Err("expected float, q4_0 or q4_0_q8_0".into()),
     };
-    let activation_checkpointing = rest.get(4).is_some_and(|text| text == "checkpointing");
+    let mut train = train();
+    for option in rest.iter().skip(4) {
+        match (option.as_str(), option.strip_prefix("lora=")) {
+            ("checkpointing", _) => train.activation_checkpointing = true,
+            ("bf16", _) => train.optimizer_state = OptimizerState::Bf16,
+            ("8bit", _) => train.optimizer_state = OptimizerState::EightBit,
+            (_, Some(rank)) => {
+                let (rank, targets) = (rank.parse()?, LoraTarget::ALL.to_vec());
+                train.lora = Some(Lora { rank, alpha: rank as f64, targets });
+            }
+            _ => return Err("expected checkpointing, bf16, 8bit or lora=RANK".into()),
+        }
+    }
     let device = Backend::Flex.device()?;
     let config = smollm2();
     let distillation = match loss.as_str() {
@@ -49,18 +62,17 @@ fn work() -> Result<(), Box<dyn std::error::Error>> {
         let model = LlamaForCausalLM::init(&config, 2, &device);
         LocalTeacher::new(model, config.vocab_size, device.clone())
     });
-    let mut masters = LlamaForCausalLM::init(&config, 1, &device);
-    let mut optimizer = AdamW::new(&train());
+    let mut student = Student::first(LlamaForCausalLM::init(&config, 1, &device), &train, 1)?;
+    let mut optimizer = AdamW::new(&train, 1);
     let batch = batch(sequences, tokens, config.vocab_size);
     let mut seconds = Vec::new();
     let mut last = 0.0;
-    let mut room = NamedTensors::new();
     for step in 0..steps {
         if step == 1 && std::env::var_os("PROFILE").is_some() {
             distill_ops::profile::start();
         }
         let begin = Instant::now();
-        let live = quantize_into(&masters, &grids, room);
+        let live = student.live(&grids);
         let signal = teacher.as_ref().map(|teacher| teacher.signal(&batch)).transpose()?;
         let mut gradients = NamedTensors::new();
         let valid = batch.valid_tokens();
@@ -69,16 +81,14 @@ fn work() -> Result<(), Box<dyn std::error::Error>> {
             distillation: signal.as_ref().zip(distillation.as_ref()),
             vocabulary: config.vocab_size,
             denominator: valid,
-            activation_checkpointing,
+            activation_checkpointing: train.activation_checkpointing,
         };
         let sums = micro_batch.backward(&live, &mut gradients);
         last = sums.loss / valid as f64;
-        straight_through(&masters, &grids, &mut gradients);
-        room = reclaim(live, &grids);
+        student.straight_through(&grids, &mut gradients);
+        student.reclaim(live, &grids);
         let clip = clip(global_norm(&gradients), 1.0);
-        parameters::replace(&mut masters, |masters| {
-            optimizer.update(masters, gradients, clip, 1e-4)
-        });
+        student.update(&mut optimizer, gradients, clip, 1e-4);
         seconds.push(begin.elapsed().as_secs_f64());
     }
     if let Some(p) = distill_ops::profile::stop() {
@@ -103,8 +113,11 @@ fn work() -> Result<(), Box<dyn std::error::Error>> {
         );
     }
     println!(
-        "{{\"seconds\": {seconds:?}, \"tokens\": {}, \"loss\": {last}, \"peak_bytes\": {}}}",
+        "{{\"seconds\": {seconds:?}, \"tokens\": {}, \"loss\": {last}, \"trained\": {}, \
+         \"state_bytes\": {}, \"peak_bytes\": {}}}",
         sequences * tokens,
+        student.trained(),
+        optimizer.state_bytes(),
         peak_bytes()?
     );
     Ok(())
@@ -146,11 +159,13 @@ fn train() -> Train {
         beta1: 0.9,
         beta2: 0.999,
         epsilon: 1e-8,
+        optimizer_state: OptimizerState::F32,
         clip_norm: 1.0,
         activation_checkpointing: false,
         eval_every: 1,
         checkpoint_every: 1,
         keep_checkpoints: 1,
+        lora: None,
     }
 }
 

@@ -27,10 +27,12 @@ pub struct MicroBatch<'a> {
 
 impl MicroBatch<'_> {
     /// Adds the gradients with respect to `model`, whose weights carry no graph; returns the sums of
-    /// the losses, which are not divided.
+    /// the losses, which are not divided. An adapted model's weights are frozen: there are gradients
+    /// of its factors only, and none are computed below the first of these.
     pub fn backward(self, model: &LlamaForCausalLM, gradients: &mut NamedTensors) -> LossSums {
         let batch = self.batch;
         let device = model.head().device();
+        let frozen = model.is_adapted();
         let live = parameters::tracked(model);
         let positions = model.config.packed(batch.batch, &batch.position_ids, &batch.document_ids);
         // The layers in runs, each with a graph of its own.
@@ -46,7 +48,10 @@ impl MicroBatch<'_> {
         let mut sums = LossSums::default();
         let mut slope: Option<Tensor<3>> = None;
         for (run, input) in runs.into_iter().zip(inputs).rev() {
-            let input = input.autodiff().require_grad();
+            // Below the first layer there is nothing but a frozen embedding.
+            let asked = run.start > 0 || !frozen;
+            let input = input.autodiff();
+            let input = if asked { input.require_grad() } else { input };
             let mut y = live.layers(run, input.clone(), &positions);
             let of_y = slope.take().unwrap_or_else(|| {
                 y = live.head_input(y.clone());
@@ -56,7 +61,7 @@ impl MicroBatch<'_> {
             });
             // The gradient of this sum with respect to `y` is `of_y`.
             let mut found = (y * Tensor::from_inner(of_y)).sum().backward();
-            slope = input.grad_remove(&mut found);
+            slope = if asked { input.grad_remove(&mut found) } else { None };
             parameters::accumulate_gradients(&live, &mut found, gradients);
         }
         if let Some(slope) = slope {
@@ -77,15 +82,18 @@ impl MicroBatch<'_> {
         let loss = HeadInput {
             hidden: hidden.reshape([dims[0] * dims[1], dims[2]]),
             head: model.head(),
+            frozen: model.is_adapted(),
             vocabulary: self.vocabulary,
             batch: self.batch,
             distillation: self.distillation,
             denominator: self.denominator,
         }
         .loss();
-        let head = if model.lm_head.is_some() { "lm_head.weight" } else { EMBEDDING };
-        let elements: usize = loss.head_gradient.dims().iter().product();
-        parameters::add(gradients, head.to_string(), loss.head_gradient.reshape([elements]));
+        if let Some(gradient) = loss.head_gradient {
+            let head = if model.lm_head.is_some() { "lm_head.weight" } else { EMBEDDING };
+            let elements: usize = gradient.dims().iter().product();
+            parameters::add(gradients, head.to_string(), gradient.reshape([elements]));
+        }
         (loss.sums, loss.hidden_gradient.reshape(dims))
     }
 }

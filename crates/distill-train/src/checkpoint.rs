@@ -1,24 +1,26 @@
 //! Checkpoints: `step-N/` is a Hugging Face directory with `train_state/` inside.
 //!
-//! A checkpoint is written under a temporary name, flushed and renamed, so `step-N` exists
+//! Where low-rank factors are trained, its weights are merged, and `adapter/` holds the factors as PEFT
+//! writes them. A checkpoint is written under a temporary name, flushed and renamed, so `step-N` exists
 //! whole or not at all.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use distill_data::{Cursor, TextTokenizer};
-use distill_models::{LlamaForCausalLM, load_pretrained, parameters, save};
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
+use distill_models::{LlamaForCausalLM, Lora, load_pretrained, parameters, save};
+use distill_recipe::Train;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::optimizer::AdamW;
+use crate::optimizer_state;
+use crate::student::Student;
 
 const STATE: &str = "train_state/state.json";
 const OPTIMIZER: &str = "train_state/optimizer.safetensors";
+const ADAPTER: &str = "adapter";
 
 /// What continues a run, besides weights and optimiser.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +31,22 @@ pub struct TrainState {
     pub cursor: Cursor,
     /// Length of `metrics.jsonl` at this moment.
     pub metrics_bytes: u64,
+    /// [`fingerprint`] of the frozen weights, where factors are trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<u64>,
+}
+
+/// What a checkpoint holds besides [`TrainState`].
+#[derive(Clone, Copy)]
+pub struct Contents<'a> {
+    /// Weights, or factors and the weights that they stand beside.
+    pub student: &'a Student,
+    /// Where the student came from, for those who load the adapter: a path or a hub id.
+    pub from: &'a str,
+    /// The student's tokenizer.
+    pub tokenizer: &'a TextTokenizer,
+    /// The moments.
+    pub optimizer: &'a AdamW,
 }
 
 /// Writes `run/step-N` and removes all but the newest `keep` checkpoints.
@@ -37,9 +55,7 @@ pub struct TrainState {
 /// [`TrainError::Io`], [`distill_models::ModelError::NonFinite`].
 pub fn write(
     run: &Path,
-    model: &LlamaForCausalLM,
-    tokenizer: &TextTokenizer,
-    optimizer: &AdamW,
+    contents: Contents<'_>,
     state: &TrainState,
     keep: usize,
 ) -> Result<PathBuf, TrainError> {
@@ -49,7 +65,7 @@ pub fn write(
     if partial.exists() {
         fs::remove_dir_all(&partial).map_err(io("clearing", &partial))?;
     }
-    if let Err(error) = fill(&partial, model, tokenizer, optimizer, state) {
+    if let Err(error) = fill(&partial, contents, state) {
         // Half a checkpoint helps nobody, and on a full disk it is in the way.
         let _ = fs::remove_dir_all(&partial);
         return Err(error.while_writing());
@@ -65,18 +81,18 @@ pub fn write(
     Ok(target)
 }
 
-fn fill(
-    directory: &Path,
-    model: &LlamaForCausalLM,
-    tokenizer: &TextTokenizer,
-    optimizer: &AdamW,
-    state: &TrainState,
-) -> Result<(), TrainError> {
+fn fill(directory: &Path, contents: Contents<'_>, state: &TrainState) -> Result<(), TrainError> {
     let inner = directory.join("train_state");
     fs::create_dir_all(&inner).map_err(TrainError::io("creating", &inner))?;
-    save::save(model, directory)?;
-    tokenizer.save(directory)?;
-    write_optimizer(&directory.join(OPTIMIZER), optimizer)?;
+    save::save(&contents.student.merged(), directory)?;
+    contents.tokenizer.save(directory)?;
+    if let Some(lora) = contents.student.lora() {
+        // In a directory of its own: transformers would apply what lies beside merged weights again.
+        let adapter = directory.join(ADAPTER);
+        fs::create_dir(&adapter).map_err(TrainError::io("creating", &adapter))?;
+        lora.save(contents.from, &adapter)?;
+    }
+    optimizer_state::write(&directory.join(OPTIMIZER), contents.optimizer)?;
     let path = directory.join(STATE);
     let json = serde_json::to_string_pretty(state).map_err(|error| TrainError::Checkpoint {
         path: path.clone(),
@@ -109,65 +125,57 @@ pub fn newest(run: &Path) -> Result<Option<PathBuf>, TrainError> {
     Ok(list(run)?.pop().map(|(_, path)| path))
 }
 
-/// Reads weights, optimiser and state of a checkpoint.
+/// Reads student, optimiser and state of a checkpoint. Where factors are trained, `first` gives the
+/// frozen weights that they stand beside: those that the run began with.
 ///
 /// # Errors
-/// [`TrainError::Checkpoint`], [`TrainError::Model`], [`TrainError::Io`].
+/// [`TrainError::Checkpoint`], [`TrainError::OptimizerState`], [`TrainError::OtherBase`],
+/// [`TrainError::Model`], [`TrainError::Io`]; what `first` fails with.
 pub fn read(
     checkpoint: &Path,
     mut optimizer: AdamW,
+    train: &Train,
+    first: impl FnOnce() -> Result<LlamaForCausalLM, TrainError>,
     device: &Device,
-) -> Result<(LlamaForCausalLM, AdamW, TrainState), TrainError> {
+) -> Result<(Student, AdamW, TrainState), TrainError> {
     let path = checkpoint.join(STATE);
     let damaged =
         |path: &Path, problem: String| TrainError::Checkpoint { path: path.to_path_buf(), problem };
     let text = fs::read_to_string(&path).map_err(TrainError::io("reading", &path))?;
     let state: TrainState =
         serde_json::from_str(&text).map_err(|e| damaged(&path, e.to_string()))?;
-    let (model, _) = load_pretrained(checkpoint, device)
-        .map_err(|error| damaged(checkpoint, error.to_string()))?;
-    let path = checkpoint.join(OPTIMIZER);
-    let bytes = fs::read(&path).map_err(TrainError::io("reading", &path))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(&path, e.to_string()))?;
-    for (name, dims) in parameters::shapes(&model) {
-        let elements = dims.iter().product::<usize>();
-        for moment in ["exp_avg", "exp_avg_sq"] {
-            let found = tensors.tensor(&format!("{moment}.{name}"));
-            if !found.is_ok_and(|view| view.data().len() == 4 * elements) {
-                let problem = format!("`{moment}.{name}` is not {elements} f32 values");
-                return Err(damaged(&path, problem));
-            }
+    let student = match &train.lora {
+        None => {
+            let (model, _) = load_pretrained(checkpoint, device)
+                .map_err(|error| damaged(checkpoint, error.to_string()))?;
+            Student::whole(model)
         }
-    }
-    let values = tensors
-        .tensors()
-        .into_iter()
-        .map(|(name, view)| {
-            let f32s =
-                view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-            (name, f32s.collect())
-        })
-        .collect();
-    if let Some(name) = optimizer.restore(state.step, values, device) {
-        return Err(damaged(&path, format!("unknown tensor `{name}`")));
-    }
-    Ok((model, optimizer, state))
+        Some(lora) => {
+            let base = first()?;
+            if state.base != Some(fingerprint(&base)) {
+                return Err(TrainError::OtherBase { path: checkpoint.to_path_buf() });
+            }
+            let directory = checkpoint.join(ADAPTER);
+            let lora = Lora::load(&base, &crate::prepare::lora(lora), &directory)
+                .map_err(|error| damaged(&directory, error.to_string()))?;
+            Student::adapted(base, lora)
+        }
+    };
+    let path = checkpoint.join(OPTIMIZER);
+    let moments = optimizer_state::read(&path, &optimizer, &student.shapes(), device)?;
+    optimizer.restore(state.step, moments);
+    Ok((student, optimizer, state))
 }
 
-fn write_optimizer(path: &Path, optimizer: &AdamW) -> Result<(), TrainError> {
-    let state: BTreeMap<String, Vec<u8>> = optimizer
-        .state()
-        .into_iter()
-        .map(|(name, values)| (name, values.iter().flat_map(|v| v.to_le_bytes()).collect()))
-        .collect();
-    let views = state.iter().map(|(name, bytes)| {
-        let view = TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes);
-        (name.as_str(), view.expect("the bytes were made from f32"))
+/// A hash of all weights: FNV-1a over the bits of each in turn.
+pub fn fingerprint(model: &LlamaForCausalLM) -> u64 {
+    let mut hash = 0xCBF2_9CE4_8422_2325_u64;
+    parameters::for_each(model, |_, _, values| {
+        for value in values {
+            hash = (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0000_0100_0000_01B3);
+        }
     });
-    safetensors::serialize_to_file(views, None, path).map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(source) => TrainError::io("writing", path)(source),
-        other => TrainError::Checkpoint { path: path.to_path_buf(), problem: other.to_string() },
-    })
+    hash
 }
 
 /// Checkpoints by step, oldest first.

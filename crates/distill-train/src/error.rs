@@ -33,6 +33,30 @@ pub enum TrainError {
         /// What is wrong.
         problem: String,
     },
+    /// A checkpoint's moments are of another type than the recipe asks for.
+    #[error(
+        "{}: the optimiser's state is {found}, and the recipe asks for {expected}; continue with \
+         `train.optimizer_state = \"{found}\"`, or start a new run from this checkpoint's weights",
+        path.display()
+    )]
+    OptimizerState {
+        /// The file.
+        path: PathBuf,
+        /// Its type, as recipes call it.
+        found: &'static str,
+        /// The recipe's.
+        expected: &'static str,
+    },
+    /// The frozen weights are others than those that an adapter was trained beside.
+    #[error(
+        "{}: the adapter was trained beside other weights than the student has now; the model that \
+         `student` names has changed since the run began: put it back, or start a new run",
+        path.display()
+    )]
+    OtherBase {
+        /// The checkpoint.
+        path: PathBuf,
+    },
     /// Teacher and student speak different tokens.
     #[error(
         "the teacher's tokenizer is not the student's: {problem}; distillation compares \

@@ -19,8 +19,8 @@ pub struct HeadLoss {
     pub sums: LossSums,
     /// ∂loss/∂hidden, `[tokens, hidden]`.
     pub hidden_gradient: Tensor<2>,
-    /// ∂loss/∂head, `[rows, hidden]`.
-    pub head_gradient: Tensor<2>,
+    /// ∂loss/∂head, `[rows, hidden]`, unless it is frozen.
+    pub head_gradient: Option<Tensor<2>>,
 }
 
 /// Sums over valid tokens, in nats.
@@ -49,6 +49,8 @@ pub struct HeadInput<'a> {
     /// The student's head, `[rows, hidden]`, without autodiff; rows beyond the vocabulary are
     /// padding and take no part.
     pub head: Tensor<2>,
+    /// Whether the head stays as it is and needs no gradient.
+    pub frozen: bool,
     /// Tokens that exist.
     pub vocabulary: usize,
     /// Labels and mask.
@@ -74,6 +76,7 @@ impl HeadInput<'_> {
         let input = distill_ops::HeadInput {
             hidden: self.hidden.clone(),
             head: self.head.clone(),
+            frozen: self.frozen,
             vocabulary: self.vocabulary,
             teacher: self.distillation.map(|(Signal::Dense(dense), _)| dense.parts()),
             labels: &self.batch.labels,
@@ -97,18 +100,19 @@ impl HeadInput<'_> {
         let head = self.head.clone().narrow(0, 0, self.vocabulary);
         let mut sums = LossSums::default();
         let mut hidden_gradients = Vec::with_capacity(tokens.div_ceil(TILE));
-        let mut head_gradient = Tensor::zeros([self.vocabulary, width], &device);
+        let zeros = || Tensor::zeros([self.vocabulary, width], &device);
+        let mut head_gradient = (!self.frozen).then(zeros);
         for start in (0..tokens).step_by(TILE) {
             let tile = start..(start + TILE).min(tokens);
             let hidden = self.hidden.clone().slice([tile.clone()]);
             let logits = hidden.clone().matmul(head.clone().transpose());
             let gradient = self.tile(logits, tile, &mut sums, &device);
             hidden_gradients.push(gradient.clone().matmul(head.clone()));
-            head_gradient = head_gradient + gradient.transpose().matmul(hidden);
+            head_gradient = head_gradient.map(|sum| sum + gradient.transpose().matmul(hidden));
         }
         if rows > self.vocabulary {
             let padding = Tensor::zeros([rows - self.vocabulary, width], &device);
-            head_gradient = Tensor::cat(vec![head_gradient, padding], 0);
+            head_gradient = head_gradient.map(|sum| Tensor::cat(vec![sum, padding], 0));
         }
         HeadLoss { sums, hidden_gradient: Tensor::cat(hidden_gradients, 0), head_gradient }
     }
@@ -234,6 +238,7 @@ mod tests {
             let found = HeadInput {
                 hidden: tensor(TOKENS, WIDTH, 0.1, &device),
                 head: tensor(ROWS, WIDTH, 0.7, &device),
+                frozen: false,
                 vocabulary: VOCABULARY,
                 batch: &batch,
                 distillation: Some((&signal, &options)),
@@ -243,8 +248,8 @@ mod tests {
             let (loss, hidden, head) = by_autodiff(weight, &device);
             let mean = found.sums.loss / batch.valid_tokens() as f64;
             assert!((mean - loss).abs() < 1e-5, "w {weight}: {mean} {loss}");
-            for (found, expected) in [(found.hidden_gradient, hidden), (found.head_gradient, head)]
-            {
+            let of_head = found.head_gradient.expect("the head is not frozen");
+            for (found, expected) in [(found.hidden_gradient, hidden), (of_head, head)] {
                 let found = distill_models::parameters::values(found);
                 assert_eq!(found.len(), expected.len());
                 for (found, expected) in found.iter().zip(&expected) {

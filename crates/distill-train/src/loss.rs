@@ -52,6 +52,7 @@ pub(crate) const CROSS_ENTROPY: fused::Options = fused::Options {
     temperature: 1.0,
     scale: 1.0,
     cross_entropy: 1.0,
+    logit_scale: 1.0,
     soft_cap: None,
 };
 
@@ -69,6 +70,7 @@ impl Distillation {
             temperature: t,
             scale: if self.scale_by_temperature_squared { t * t } else { 1.0 },
             cross_entropy: self.cross_entropy as f32,
+            logit_scale: 1.0,
             soft_cap: None,
         }
     }

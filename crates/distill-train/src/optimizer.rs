@@ -1,10 +1,13 @@
 //! AdamW (Loshchilov & Hutter 2019, algorithm 2) and the global norm.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use std::collections::BTreeMap;
+
+use burn::tensor::Tensor;
 use distill_models::LlamaForCausalLM;
 use distill_models::parameters::{self, NamedTensors};
 use distill_ops::cpu::adamw::Update;
-use distill_recipe::Train;
+use distill_ops::{MomentType, Moments};
+use distill_recipe::{OptimizerState, Train};
 
 /// AdamW with bias correction and decoupled weight decay on matrices (norms do not decay).
 ///
@@ -15,29 +18,37 @@ pub struct AdamW {
     beta2: f64,
     epsilon: f64,
     weight_decay: f64,
+    /// The type that moments are kept in.
+    state: MomentType,
+    /// What their rounding is drawn from, with the step and the parameter's name.
+    seed: u64,
     /// Updates made.
     step: usize,
-    /// First moment of each parameter, `[elements]`.
-    exp_avg: NamedTensors,
-    /// Second moment of each parameter, `[elements]`.
-    exp_avg_sq: NamedTensors,
+    /// Of each parameter that has had a gradient.
+    moments: BTreeMap<String, Moments>,
 }
 
 impl AdamW {
-    /// A fresh optimiser with the recipe's constants.
-    pub fn new(train: &Train) -> Self {
+    /// A fresh optimiser with the recipe's constants and seed.
+    pub fn new(train: &Train, seed: u64) -> Self {
         Self {
             beta1: train.beta1,
             beta2: train.beta2,
             epsilon: train.epsilon,
             weight_decay: train.weight_decay,
+            state: match train.optimizer_state {
+                OptimizerState::F32 => MomentType::F32,
+                OptimizerState::Bf16 => MomentType::Bf16,
+                OptimizerState::EightBit => MomentType::EightBit,
+            },
+            seed,
             step: 0,
-            exp_avg: NamedTensors::new(),
-            exp_avg_sq: NamedTensors::new(),
+            moments: BTreeMap::new(),
         }
     }
 
-    /// One update from gradients times `clip`; a parameter without a gradient stays as it is.
+    /// One update of a whole model from gradients times `clip`; a parameter without a gradient stays
+    /// as it is.
     pub fn update(
         &mut self,
         model: LlamaForCausalLM,
@@ -45,66 +56,90 @@ impl AdamW {
         clip: f64,
         learning_rate: f64,
     ) -> LlamaForCausalLM {
+        let mut step = self.step(clip, learning_rate);
+        parameters::map(model, |name, dims, weight| match gradients.remove(name) {
+            Some(gradient) => step.apply(name, dims, weight, gradient),
+            None => weight,
+        })
+    }
+
+    /// Begins an update, which is then applied to each parameter. Gradients are multiplied by `clip`.
+    pub fn step(&mut self, clip: f64, learning_rate: f64) -> Step<'_> {
         self.step += 1;
         let correction = |beta: f64| 1.0 / (1.0 - beta.powi(self.step as i32));
-        let rate = learning_rate * correction(self.beta1);
         let update = Update {
             beta1: self.beta1 as f32,
             beta2: self.beta2 as f32,
-            rate: rate as f32,
+            rate: (learning_rate * correction(self.beta1)) as f32,
             correction2: correction(self.beta2) as f32,
             epsilon: self.epsilon as f32,
             keep: 1.0,
             clip: clip as f32,
         };
-        parameters::map(model, |name, dims, weight| {
-            let Some(gradient) = gradients.remove(name) else { return weight };
-            let moment =
-                |of: &mut NamedTensors| of.remove(name).unwrap_or_else(|| gradient.zeros_like());
-            let (m, v) = (moment(&mut self.exp_avg), moment(&mut self.exp_avg_sq));
-            let decay = if dims.len() > 1 { learning_rate * self.weight_decay } else { 0.0 };
-            let update = Update { keep: (1.0 - decay) as f32, ..update };
-            let [weight, m, v] = distill_ops::adamw([weight, m, v], gradient, update);
-            self.exp_avg.insert(name.to_string(), m);
-            self.exp_avg_sq.insert(name.to_string(), v);
-            weight
-        })
+        Step { decay: learning_rate * self.weight_decay, update, optimizer: self }
     }
 
-    /// The state as flat tensors: `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`.
-    pub fn state(&self) -> Vec<(String, Vec<f32>)> {
-        let named = |prefix: &str, tensors: &NamedTensors| -> Vec<(String, Vec<f32>)> {
-            tensors
-                .iter()
-                .map(|(name, t)| (format!("{prefix}.{name}"), parameters::values(t.clone())))
-                .collect()
-        };
-        let mut state = named("exp_avg", &self.exp_avg);
-        state.extend(named("exp_avg_sq", &self.exp_avg_sq));
-        state
+    /// The moments of each parameter.
+    pub fn moments(&self) -> &BTreeMap<String, Moments> {
+        &self.moments
     }
 
-    /// Puts back what [`AdamW::state`] gave after `step` updates. Returns the name of a tensor
-    /// that is not the optimiser's, if there is one.
-    pub fn restore(
-        &mut self,
-        step: usize,
-        state: Vec<(String, Vec<f32>)>,
-        device: &Device,
-    ) -> Option<String> {
+    /// Bytes of all moments.
+    pub fn state_bytes(&self) -> usize {
+        self.moments.values().map(Moments::bytes).sum()
+    }
+
+    /// The type that moments are kept in.
+    pub fn state(&self) -> MomentType {
+        self.state
+    }
+
+    /// Puts back the moments that stood after `step` updates.
+    pub fn restore(&mut self, step: usize, moments: BTreeMap<String, Moments>) {
         self.step = step;
-        for (name, values) in state {
-            let elements = values.len();
-            let tensor = Tensor::from_data(TensorData::new(values, [elements]), device);
-            if let Some(parameter) = name.strip_prefix("exp_avg_sq.") {
-                self.exp_avg_sq.insert(parameter.to_string(), tensor);
-            } else if let Some(parameter) = name.strip_prefix("exp_avg.") {
-                self.exp_avg.insert(parameter.to_string(), tensor);
-            } else {
-                return Some(name);
-            }
+        self.moments = moments;
+    }
+
+    /// The key of what is drawn for a parameter in the current step.
+    fn noise(&self, name: &str) -> u32 {
+        // FNV-1a of the name, then the finaliser of SplitMix64 over all three.
+        let name = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+        });
+        let step = (self.step as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mut z = name ^ step ^ self.seed.rotate_left(32);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 32) as u32
+    }
+}
+
+/// An update in progress.
+pub struct Step<'a> {
+    optimizer: &'a mut AdamW,
+    update: Update,
+    /// Learning rate · weight decay.
+    decay: f64,
+}
+
+impl Step<'_> {
+    /// A parameter's flat weights, one step on; `dims` are its dimensions.
+    pub fn apply(
+        &mut self,
+        name: &str,
+        dims: &[usize],
+        weight: Tensor<1>,
+        gradient: Tensor<1>,
+    ) -> Tensor<1> {
+        let noise = self.optimizer.noise(name);
+        let decay = if dims.len() > 1 { self.decay } else { 0.0 };
+        let update = Update { keep: (1.0 - decay) as f32, ..self.update };
+        if !self.optimizer.moments.contains_key(name) {
+            let fresh = Moments::zeros(self.optimizer.state, &gradient);
+            self.optimizer.moments.insert(name.to_string(), fresh);
         }
-        None
+        let moments = self.optimizer.moments.get_mut(name).expect("inserted above");
+        moments.update(weight, gradient, update, noise)
     }
 }
 
@@ -120,6 +155,8 @@ pub fn clip(norm: f64, limit: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::{Device, TensorData};
+
     use super::*;
 
     #[test]

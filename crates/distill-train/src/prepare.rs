@@ -10,8 +10,8 @@ use distill_data::{
 use distill_gguf::GgufFile;
 use distill_models::weights::read_config;
 use distill_models::{
-    ActivationGrid, Backend, LlamaConfig, LlamaForCausalLM, LoadReport, ModelError, TokenIds,
-    WeightGrid, WeightGrids, load_pretrained,
+    ActivationGrid, Backend, LlamaConfig, LlamaForCausalLM, LoadReport, LoraOptions, ModelError,
+    TokenIds, WeightGrid, WeightGrids, load_pretrained,
 };
 use distill_recipe::{DivergenceKind, NewModel, Recipe, StudentInit, TokenizerChoice};
 
@@ -179,6 +179,9 @@ pub fn check_shape(recipe: &Recipe, student: &LlamaConfig) -> Result<(), TrainEr
     if sequence_length > positions {
         return Err(TrainError::SequenceTooLong { sequence_length, positions });
     }
+    if let Some(options) = &recipe.train.lora {
+        lora(options).check(student)?;
+    }
     Ok(grids(recipe).check(student)?)
 }
 
@@ -225,6 +228,15 @@ pub fn grids(recipe: &Recipe) -> WeightGrids {
             distill_recipe::ActivationGrid::Float => ActivationGrid::Float,
         },
     })
+}
+
+/// The recipe's low-rank factors.
+pub fn lora(lora: &distill_recipe::Lora) -> LoraOptions {
+    LoraOptions {
+        rank: lora.rank,
+        alpha: lora.alpha,
+        targets: lora.targets.iter().map(|target| target.name().to_string()).collect(),
+    }
 }
 
 /// The tokenizer of a model directory or GGUF file.

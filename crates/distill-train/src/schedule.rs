@@ -27,6 +27,8 @@ pub fn learning_rate(train: &Train, step: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use distill_recipe::OptimizerState;
+
     use super::*;
 
     fn train(schedule: Schedule) -> Train {
@@ -43,10 +45,12 @@ mod tests {
             beta1: 0.9,
             beta2: 0.95,
             epsilon: 1e-8,
+            optimizer_state: OptimizerState::F32,
             clip_norm: 1.0,
             eval_every: 1,
             checkpoint_every: 1,
             keep_checkpoints: 1,
+            lora: None,
         }
     }
 

@@ -6,14 +6,13 @@ use std::time::Instant;
 use burn::tensor::Device;
 use distill_data::{Batch, Cursor};
 use distill_eval::Score;
-use distill_models::parameters::{self, NamedTensors};
-use distill_models::quantized::{quantize, quantize_into, reclaim, straight_through};
+use distill_models::parameters::NamedTensors;
 use distill_models::{LlamaForCausalLM, WeightGrids};
-use distill_recipe::Recipe;
+use distill_recipe::{Recipe, StudentInit};
 
 use crate::TrainError;
 use crate::backward::MicroBatch;
-use crate::checkpoint::{self, TrainState};
+use crate::checkpoint::{self, Contents, TrainState};
 use crate::evaluate::evaluate;
 use crate::head::LossSums;
 use crate::loss::Distillation;
@@ -21,6 +20,7 @@ use crate::metrics::{MetricsLog, Record};
 use crate::optimizer::{AdamW, clip, global_norm};
 use crate::prepare::Prepared;
 use crate::schedule::learning_rate;
+use crate::student::Student;
 
 /// Hears what the loop does; the CLI draws a bar, a test nothing.
 pub trait Observer {
@@ -42,12 +42,12 @@ pub struct Trainer<'a> {
     prepared: &'a Prepared,
     run: PathBuf,
     device: Device,
-    /// Full-precision weights, without autodiff; what the optimiser moves.
-    masters: LlamaForCausalLM,
+    /// What the optimiser moves.
+    student: Student,
+    /// Fingerprint of the frozen weights, if there are any.
+    base: Option<u64>,
     optimizer: AdamW,
     grids: WeightGrids,
-    /// Memory of the rounded weights, from step to step.
-    room: NamedTensors,
     distillation: Option<Distillation>,
     cursor: Cursor,
     step: usize,
@@ -66,12 +66,15 @@ impl<'a> Trainer<'a> {
         run: PathBuf,
         device: Device,
     ) -> Result<Self, TrainError> {
-        let optimizer = AdamW::new(&recipe.train);
-        let (masters, optimizer, state) = match checkpoint::newest(&run)? {
-            Some(path) => checkpoint::read(&path, optimizer, &device)?,
+        let train = &recipe.train;
+        let optimizer = AdamW::new(train, recipe.seed);
+        let (student, optimizer, state) = match checkpoint::newest(&run)? {
+            Some(path) => checkpoint::read(&path, optimizer, train, student, &device)?,
             None => {
+                let student = Student::first(student()?, train, recipe.seed)?;
                 let cursor = prepared.dataset.train.cursor(recipe.seed);
-                (student()?, optimizer, TrainState { step: 0, cursor, metrics_bytes: 0 })
+                let base = student.base().map(checkpoint::fingerprint);
+                (student, optimizer, TrainState { step: 0, cursor, metrics_bytes: 0, base })
             }
         };
         let cursor = prepared.dataset.train.resume(state.cursor)?;
@@ -81,14 +84,19 @@ impl<'a> Trainer<'a> {
             log: MetricsLog::open(&run, state.metrics_bytes)?,
             run,
             device,
-            masters,
+            student,
+            base: state.base,
             optimizer,
             grids: prepared.grids,
-            room: NamedTensors::new(),
             distillation: prepared.distillation,
             cursor,
             step: state.step,
         })
+    }
+
+    /// Numbers that are trained: all weights, or those of the low-rank factors.
+    pub fn trained(&self) -> usize {
+        self.student.trained()
     }
 
     /// Trains to the last step. The masters stand in the checkpoint that is returned.
@@ -135,15 +143,15 @@ impl<'a> Trainer<'a> {
             .collect();
         let valid: usize = window.iter().map(Batch::valid_tokens).sum();
         let grids = self.grids_now();
-        let live = quantize_into(&self.masters, &grids, std::mem::take(&mut self.room));
+        let live = self.student.live(&grids);
 
         let mut gradients = NamedTensors::new();
         let mut sums = LossSums::default();
         for batch in &window {
             sums += self.micro_batch(&live, batch, valid, &mut gradients)?;
         }
-        straight_through(&self.masters, &grids, &mut gradients);
-        self.room = reclaim(live, &grids);
+        self.student.straight_through(&grids, &mut gradients);
+        self.student.reclaim(live, &grids);
         let norm = global_norm(&gradients);
         let mean = |sum: f64| sum / valid.max(1) as f64;
         self.refuse_non_finite("loss", mean(sums.loss))?;
@@ -151,9 +159,7 @@ impl<'a> Trainer<'a> {
 
         let rate = learning_rate(train, self.step);
         let clip = clip(norm, train.clip_norm);
-        parameters::replace(&mut self.masters, |masters| {
-            self.optimizer.update(masters, gradients, clip, rate)
-        });
+        self.student.update(&mut self.optimizer, gradients, clip, rate);
         self.step += 1;
         let mut record = Record::new(self.step, "train").with("loss", mean(sums.loss));
         if self.distillation.is_some() {
@@ -223,7 +229,6 @@ impl<'a> Trainer<'a> {
         grids: &WeightGrids,
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
-        self.room.clear();
         let score = self.score(grids)?;
         let record = record_of(&score, self.step, split);
         self.log.write(&record)?;
@@ -231,28 +236,40 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn score(&self, grids: &WeightGrids) -> Result<Score, TrainError> {
-        evaluate(
-            &quantize(&self.masters, grids),
+    fn score(&mut self, grids: &WeightGrids) -> Result<Score, TrainError> {
+        let live = self.student.live(grids);
+        let score = evaluate(
+            &live,
             self.prepared.teacher.as_deref(),
             &self.prepared.dataset.held_out,
             self.recipe.eval.sequences,
             self.prepared.vocabulary,
             &self.device,
-        )
+        );
+        self.student.reclaim(live, grids);
+        score
     }
 
     fn checkpoint(&mut self) -> Result<PathBuf, TrainError> {
-        self.room.clear();
+        self.student.release();
         self.log.sync()?;
         let state = TrainState {
             step: self.step,
             cursor: self.cursor.clone(),
             metrics_bytes: self.log.bytes(),
+            base: self.base,
         };
         let keep = self.recipe.train.keep_checkpoints;
-        let tokenizer = &self.prepared.tokenizer;
-        checkpoint::write(&self.run, &self.masters, tokenizer, &self.optimizer, &state, keep)
+        let contents = Contents {
+            student: &self.student,
+            from: match &self.recipe.student.init {
+                StudentInit::From(model) => &model.from,
+                StudentInit::Config(_) | StudentInit::KeepLayers(_) => "",
+            },
+            tokenizer: &self.prepared.tokenizer,
+            optimizer: &self.optimizer,
+        };
+        checkpoint::write(&self.run, contents, &state, keep)
     }
 }
 

@@ -63,7 +63,10 @@ pub struct Options {
     pub scale: f32,
     /// w.
     pub cross_entropy: f32,
-    /// z = cap·tanh(raw/cap) of the student's raw logits, if there is a cap.
+    /// Multiplies the student's raw logits, before a soft cap: 1 / Granite's `logits_scaling`,
+    /// Cohere's `logit_scale`; 1 for most models.
+    pub logit_scale: f32,
+    /// z = cap·tanh(scale·raw/cap) of the student's raw logits, if there is a cap.
     pub soft_cap: Option<f32>,
 }
 
@@ -258,6 +261,11 @@ const LEAST: f64 = 1e-9;
 simd! {
     fn row_of<'a, K: Terms>(row: Row<'a>, options: Options, terms: K) -> Sums {
         let Row { logits: z, target, label, share } = row;
+        if options.logit_scale != 1.0 {
+            for z in z.iter_mut() {
+                *z *= options.logit_scale;
+            }
+        }
         if let Some(cap) = options.soft_cap {
             z.iter_mut().for_each(|z| *z = cap * tanh(*z / cap));
         }
@@ -274,7 +282,7 @@ simd! {
             }
             Target::Sampled { tokens, weights } => sampled(z, tokens, weights, student),
         };
-        z[label] -= student.hard * student.through_cap(z_label);
+        z[label] -= student.hard * student.slope_of_raw(z_label);
         Sums {
             divergence: divergence * f64::from(options.scale),
             cross_entropy: f64::from(student.log_sum - z_label),
@@ -294,6 +302,7 @@ struct Student {
     hard: f32,
     /// Multiplies that of D, 1/T included.
     soft: f32,
+    logit_scale: f32,
     soft_cap: Option<f32>,
 }
 
@@ -309,6 +318,7 @@ impl Student {
             log_sum_t: if t == 1.0 { log_sum } else { self::log_sum(z, 1.0 / t) },
             hard: share * weight,
             soft: share * (1.0 - weight) * options.scale / t,
+            logit_scale: options.logit_scale,
             soft_cap: options.soft_cap,
         }
     }
@@ -320,10 +330,10 @@ impl Student {
 
     /// ∂z/∂raw.
     #[inline(always)]
-    fn through_cap(&self, z: f32) -> f32 {
+    fn slope_of_raw(&self, z: f32) -> f32 {
         match self.soft_cap {
-            None => 1.0,
-            Some(cap) => 1.0 - (z / cap) * (z / cap),
+            None => self.logit_scale,
+            Some(cap) => self.logit_scale * (1.0 - (z / cap) * (z / cap)),
         }
     }
 
@@ -331,7 +341,7 @@ impl Student {
     #[inline(always)]
     fn gradient(&self, z: f32, slope: f32, mean: f32) -> f32 {
         let likelihood = if self.hard == 0.0 { 0.0 } else { self.hard * exp(z - self.log_sum) };
-        (self.soft * (slope - mean) + likelihood) * self.through_cap(z)
+        (self.soft * (slope - mean) + likelihood) * self.slope_of_raw(z)
     }
 }
 
@@ -400,7 +410,7 @@ fn sampled(z: &mut [f32], tokens: &[u32], weights: &[f32], student: Student) -> 
     let named = || tokens.iter().map(|&token| token as usize).zip(weights);
     let value = named().map(|(token, &w)| f64::from(-w * student.log_q(z[token]))).sum();
     let slopes: Vec<f32> =
-        named().map(|(token, w)| w * student.soft * student.through_cap(z[token])).collect();
+        named().map(|(token, w)| w * student.soft * student.slope_of_raw(z[token])).collect();
     let total: f32 = weights.iter().sum();
     for z in z.iter_mut() {
         let q = exp(student.log_q(*z));
@@ -474,9 +484,10 @@ mod tests {
 
     /// Loss of raw logits in float64, with any divergence of the student's distribution.
     fn reference(raw: &[f64], options: &Options, d: &dyn Fn(&[f64]) -> f64, weight: f64) -> f64 {
-        let z: Vec<f64> = match options.soft_cap {
-            None => raw.to_vec(),
-            Some(cap) => raw.iter().map(|z| f64::from(cap) * (z / f64::from(cap)).tanh()).collect(),
+        let scaled = raw.iter().map(|z| f64::from(options.logit_scale) * z);
+        let z: Vec<f64> = match options.soft_cap.map(f64::from) {
+            None => scaled.collect(),
+            Some(cap) => scaled.map(|z| cap * (z / cap).tanh()).collect(),
         };
         let q = softmax(&z, f64::from(options.temperature));
         let likelihood = softmax(&z, 1.0)[LABEL];
@@ -518,12 +529,13 @@ mod tests {
         assert!(error <= 1e-5 * size + 1e-9, "{what}: error {error} of a gradient of {size}");
     }
 
-    fn options(divergence: Divergence) -> [Options; 4] {
+    fn options(divergence: Divergence) -> [Options; 6] {
         let plain = Options {
             divergence,
             temperature: 1.0,
             scale: 1.0,
             cross_entropy: 0.0,
+            logit_scale: 1.0,
             soft_cap: None,
         };
         [
@@ -531,6 +543,8 @@ mod tests {
             Options { temperature: 2.0, scale: 4.0, ..plain },
             Options { temperature: 2.0, cross_entropy: 0.3, ..plain },
             Options { cross_entropy: 0.5, soft_cap: Some(4.0), ..plain },
+            Options { temperature: 2.0, cross_entropy: 0.5, logit_scale: 0.125, ..plain },
+            Options { cross_entropy: 0.3, logit_scale: 3.0, soft_cap: Some(5.0), ..plain },
         ]
     }
 

@@ -8,6 +8,7 @@ pub mod adamw;
 pub mod attention;
 pub mod gate;
 pub mod loss;
+mod moments;
 pub mod norm;
 pub mod product;
 pub mod rounding;

@@ -14,6 +14,7 @@
 //! What a layer keeps is listed in [`layer_activations`], in the order of its forward pass.
 
 use distill_models::{LlamaConfig, WeightGrid};
+use distill_recipe::OptimizerState;
 use serde::Serialize;
 
 use super::Workload;
@@ -146,13 +147,23 @@ pub fn moments(work: &Workload<'_>) -> [(Moment, Memory); 7] {
 
 /// What is there all the time.
 fn always(work: &Workload<'_>) -> Memory {
-    let parameters = work.student.parameters() as u64;
+    let trained = trained(work);
     Memory {
-        masters: ELEMENT * parameters,
-        moments: 2 * ELEMENT * parameters,
+        masters: ELEMENT * work.student.parameters() as u64,
+        moments: match work.optimizer_state {
+            OptimizerState::F32 => 8 * trained,
+            OptimizerState::Bf16 => 4 * trained,
+            // Two codes, and two scales for 256 of them.
+            OptimizerState::EightBit => 2 * trained + trained / 32,
+        },
         teacher_weights: work.teacher.map_or(0, |teacher| ELEMENT * teacher.parameters() as u64),
         ..Memory::default()
     }
+}
+
+/// Numbers that the optimiser moves.
+fn trained(work: &Workload<'_>) -> u64 {
+    work.factors.unwrap_or_else(|| work.student.parameters()) as u64
 }
 
 /// What is there during a micro-batch, the most that there is before one: gradients of those that
@@ -167,7 +178,7 @@ fn step(work: &Workload<'_>) -> Memory {
     let tables = tables(work.student) * table_elements(work.student);
     Memory {
         rounded: rounded(work.grids.linears, linears) + rounded(work.grids.embeddings, tables),
-        gradients: if work.accumulation > 1 { all.masters } else { 0 },
+        gradients: if work.accumulation > 1 { ELEMENT * trained(work) } else { 0 },
         // Final hidden states; its logits are made with the student's.
         teacher_activations: tokens_of(work, |teacher| teacher.hidden_size),
         ..all
@@ -195,7 +206,8 @@ fn loss(work: &Workload<'_>) -> Memory {
     let kept = if work.activation_checkpointing { layers * hidden + kept } else { layers * kept };
     let tiles = if work.teacher.is_some() { 2 } else { 1 };
     let tile = ELEMENT * (HEAD_TILE.min(work.tokens()) * work.vocabulary) as u64;
-    let head_gradient = ELEMENT * table_elements(student) as u64;
+    let head_gradient =
+        if work.factors.is_some() { 0 } else { ELEMENT * table_elements(student) as u64 };
     Memory {
         gradients: step.gradients + head_gradient,
         // The final norm's input and output, and the gradient of that.
@@ -214,8 +226,18 @@ fn gradients(work: &Workload<'_>) -> Memory {
     // checkpointing, of all layers without.
     let layer = ELEMENT * layer_elements(student) as u64;
     let layers = if work.activation_checkpointing { 1 } else { student.num_hidden_layers as u64 };
-    let second = if work.accumulation > 1 { layers * layer } else { 0 };
-    Memory { gradients: step.masters + second, activations: kept + layer_gradients(work), ..step }
+    let second = match (work.accumulation > 1, work.factors) {
+        (true, None) => layers * layer,
+        (true, Some(factors)) => ELEMENT * factors as u64,
+        (false, _) => 0,
+    };
+    // The gradient of one frozen matrix, and its weights with their factors.
+    let frozen = match work.factors {
+        Some(_) => 2 * ELEMENT * (student.hidden_size * student.intermediate_size) as u64,
+        None => 0,
+    };
+    let gradients = ELEMENT * trained(work) + second + frozen;
+    Memory { gradients, activations: kept + layer_gradients(work), ..step }
 }
 
 fn checkpoint(work: &Workload<'_>) -> Memory {

@@ -12,7 +12,7 @@ mod time;
 
 use burn::tensor::Device;
 use distill_models::{LlamaConfig, WeightGrids};
-use distill_recipe::{Backend, Recipe, TokenizerChoice};
+use distill_recipe::{Backend, OptimizerState, Recipe, TokenizerChoice};
 use serde::Serialize;
 
 pub use disk::Disk;
@@ -91,6 +91,10 @@ pub struct Workload<'a> {
     pub accumulation: usize,
     /// Whether layers are computed again for their gradients.
     pub activation_checkpointing: bool,
+    /// How the moments are kept.
+    pub optimizer_state: OptimizerState,
+    /// Numbers that are trained beside frozen weights; `None` where all weights are trained.
+    pub factors: Option<usize>,
     /// Whether a GGUF is exported, and verified.
     pub exports_gguf: bool,
     /// The longest document, in bytes.
@@ -116,6 +120,12 @@ impl<'a> Workload<'a> {
             sequence: recipe.data.sequence_length,
             accumulation: recipe.train.gradient_accumulation,
             activation_checkpointing: recipe.train.activation_checkpointing,
+            optimizer_state: recipe.train.optimizer_state,
+            factors: recipe
+                .train
+                .lora
+                .as_ref()
+                .map(|options| prepare::lora(options).elements(&shapes.student)),
             exports_gguf: recipe.export.gguf,
             document_bytes: text.longest_bytes,
         }
@@ -230,11 +240,16 @@ fn advice(work: &Workload<'_>, baseline: u64, peak: u64) -> Vec<Advice> {
     let checkpointing = Workload { activation_checkpointing: true, ..work.clone() };
     let one = Workload { batch: 1, accumulation: sequences, ..work.clone() };
     let both = Workload { activation_checkpointing: true, ..one.clone() };
+    let moments = Workload { optimizer_state: OptimizerState::EightBit, ..work.clone() };
+    let all = Workload { optimizer_state: OptimizerState::EightBit, ..both.clone() };
+    let set_moments = "train.optimizer_state = \"8bit\"";
     let shorter = Workload { sequence: work.sequence / 2, ..work.clone() };
     let set_checkpointing = "train.activation_checkpointing = true";
     let set_one = format!("train.batch_size = 1, train.gradient_accumulation = {sequences}");
     let mut advice: Vec<Advice> = [
+        (format!("{set_moments}, {set_checkpointing}, {set_one}"), all),
         (format!("{set_checkpointing}, {set_one}"), both),
+        (set_moments.to_owned(), moments),
         (set_checkpointing.to_owned(), checkpointing),
         (set_one, one),
         (format!("data.sequence_length = {}", shorter.sequence), shorter),

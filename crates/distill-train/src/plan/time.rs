@@ -16,8 +16,7 @@ use burn::tensor::Device;
 use distill_data::Batch;
 use distill_eval::Score;
 use distill_models::parameters::{self, NamedTensors};
-use distill_models::quantized::{quantize, straight_through};
-use distill_models::{LlamaConfig, LlamaForCausalLM};
+use distill_models::{LlamaConfig, LlamaForCausalLM, WeightGrids};
 use distill_recipe::{Recipe, Train};
 use serde::Serialize;
 
@@ -26,6 +25,7 @@ use super::memory::linear_elements;
 use crate::TrainError;
 use crate::backward::MicroBatch;
 use crate::optimizer::{AdamW, clip, global_norm};
+use crate::student::Student;
 use crate::teacher::{LocalTeacher, Signal, Teacher, forward};
 
 /// Layers of the model that is timed, where the student has as many.
@@ -148,11 +148,11 @@ impl Layers {
         let batch = random_batch(sequences, work.sequence, VOCABULARY);
         // The time of `count` layers is what they add to that of none.
         let [all, none] = [count, 0].map(|layers| {
-            let mut timed = Timed::new(&block_of(work.student, layers), work, train, device);
+            let mut timed = Timed::new(&block_of(work.student, layers), work, train, device)?;
             let update = timed.update(&batch);
-            let live = quantize(&timed.masters, &work.grids);
+            let live = timed.student.live(&work.grids);
             let forward = median(|| drop(forward(&live, &batch, device)));
-            timed.backward(&batch, None).map(|backward| [backward, forward, update])
+            Ok::<_, TrainError>([timed.backward(&batch, None)?, forward, update])
         });
         let (all, none) = (all?, none?);
         let batches = work.batch as f64 / sequences as f64;
@@ -196,7 +196,7 @@ impl Ends {
             |config: &LlamaConfig| LlamaConfig { num_hidden_layers: 0, ..config.clone() };
         let tokens = work.tokens().min(END_TOKENS);
         let batch = random_batch(1, tokens, work.vocabulary);
-        let mut timed = Timed::new(&without_layers(work.student), work, train, device);
+        let mut timed = Timed::new(&without_layers(work.student), work, train, device)?;
         let teacher = work.teacher.map(|config| {
             let model = random_model(&without_layers(config), device);
             LocalTeacher::new(model, work.vocabulary, device.clone())
@@ -205,8 +205,8 @@ impl Ends {
         let backward = timed.backward(&batch, teacher.as_ref())?;
 
         let tile = SCORE_TILE.min(tokens);
-        let live = &timed.masters;
-        let hidden = forward(live, &batch, device).narrow(0, 0, tile);
+        let live = timed.student.live(&WeightGrids::default());
+        let hidden = forward(&live, &batch, device).narrow(0, 0, tile);
         let head = live.head().narrow(0, 0, work.vocabulary);
         let signal = teacher.as_ref().map(|teacher| teacher.signal(&batch)).transpose()?;
         let score = median(|| {
@@ -229,24 +229,38 @@ impl Ends {
 /// A model of random weights and its optimiser.
 struct Timed<'a> {
     work: &'a Workload<'a>,
-    masters: LlamaForCausalLM,
+    student: Student,
     optimizer: AdamW,
+    vocabulary: usize,
 }
 
 impl<'a> Timed<'a> {
-    fn new(config: &LlamaConfig, work: &'a Workload<'a>, train: &Train, device: &Device) -> Self {
-        let optimizer = AdamW::new(train);
-        Self { work, masters: random_model(config, device), optimizer }
+    fn new(
+        config: &LlamaConfig,
+        work: &'a Workload<'a>,
+        train: &Train,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        Ok(Self {
+            work,
+            student: Student::first(random_model(config, device), train, 0)?,
+            optimizer: AdamW::new(train, 0),
+            vocabulary: work.vocabulary.min(config.vocab_size),
+        })
     }
 
     /// Seconds of the gradients of a micro-batch. Where several are added up, so they are here.
-    fn backward(&self, batch: &Batch, teacher: Option<&LocalTeacher>) -> Result<f64, TrainError> {
-        let live = quantize(&self.masters, &self.work.grids);
+    fn backward(
+        &mut self,
+        batch: &Batch,
+        teacher: Option<&LocalTeacher>,
+    ) -> Result<f64, TrainError> {
+        let live = self.student.live(&self.work.grids);
         let signal = teacher.map(|teacher| teacher.signal(batch)).transpose()?;
         let micro_batch = MicroBatch {
             batch,
             distillation: signal.as_ref().zip(self.work.distillation.as_ref()),
-            vocabulary: self.work.vocabulary.min(live.config.vocab_size),
+            vocabulary: self.vocabulary,
             denominator: batch.valid_tokens(),
             activation_checkpointing: self.work.activation_checkpointing,
         };
@@ -265,21 +279,19 @@ impl<'a> Timed<'a> {
         let micro_batch = MicroBatch {
             batch,
             distillation: None,
-            vocabulary: self.work.vocabulary.min(self.masters.config.vocab_size),
+            vocabulary: self.vocabulary,
             denominator: batch.valid_tokens(),
             activation_checkpointing: false,
         };
         let mut gradients = NamedTensors::new();
-        micro_batch.backward(&quantize(&self.masters, grids), &mut gradients);
+        micro_batch.backward(&self.student.live(grids), &mut gradients);
         median(|| {
-            let live = quantize(&self.masters, grids);
+            let live = self.student.live(grids);
             let mut gradients = gradients.clone();
-            straight_through(&self.masters, grids, &mut gradients);
-            drop(live);
+            self.student.straight_through(grids, &mut gradients);
+            self.student.reclaim(live, grids);
             let clip = clip(global_norm(&gradients), 1.0);
-            parameters::replace(&mut self.masters, |masters| {
-                self.optimizer.update(masters, gradients, clip, 1e-6)
-            });
+            self.student.update(&mut self.optimizer, gradients, clip, 1e-6);
         })
     }
 }

@@ -62,6 +62,10 @@ pub fn run(args: &cli::Run) -> Result<(), Failure> {
         Ok(student)
     };
     let trainer = Trainer::open(&recipe, &prepared, first, run.clone(), device.clone())?;
+    if let Some(lora) = &recipe.train.lora {
+        let trained = trainer.trained() as f64 / 1e6;
+        eprintln!("LoRA of rank {}: {trained:.2} M numbers trained, all weights frozen", lora.rank);
+    }
     let last = trainer.run(&mut TrainingBar::new(recipe.train.steps))?;
 
     let files = export::export(&recipe, &run, &last)?;

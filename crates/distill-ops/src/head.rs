@@ -11,7 +11,7 @@ use crate::is_fused;
 use crate::profile::{Work, operator};
 
 /// Tokens a tile.
-const TILE: usize = 256;
+const TILE: usize = 128;
 
 /// A loss and its gradients.
 #[derive(Debug)]

@@ -6,12 +6,16 @@
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
+use rayon::prelude::*;
 
 use crate::cpu::adamw::{self, Update};
 use crate::cpu::rounding::{self, Grid};
 use crate::flex::{contiguous, tensor, values};
 use crate::profile::{Work, operator};
 use crate::{is_fused, plain};
+
+/// Rows of a table that a thread takes at a time.
+const ROWS: usize = 4096;
 
 fn host(x: &Tensor<1>) -> Option<FlexTensor> {
     host_owned(x.clone())
@@ -44,21 +48,17 @@ pub fn round(grid: Grid, x: &Tensor<1>, room: Option<Tensor<1>>) -> Option<Tenso
 }
 
 /// The gradient of rounded weights as that of the weights, through Q4_0: 0 where it clamps. In place
-/// if nobody else holds the gradient, which is given back where there is no fused form.
+/// if nobody else holds the gradient.
 ///
-/// # Errors
-/// The gradient itself.
-pub fn straight_through_q4_0(
-    weights: &Tensor<1>,
-    gradient: Tensor<1>,
-) -> Result<Tensor<1>, Tensor<1>> {
-    let Some(weights) = host(weights) else { return Err(gradient) };
-    let mut gradient =
-        contiguous(gradient.try_into_primitive::<Flex>().expect("on one device, untracked"));
+/// # Panics
+/// Where the device has no fused operators.
+pub fn straight_through_q4_0(weights: &Tensor<1>, gradient: Tensor<1>) -> Tensor<1> {
+    let weights = host(weights).expect("fused operators");
+    let mut gradient = host_owned(gradient).expect("on the weights' device, untracked");
     operator("weight rounding, backward", Work::floats(3 * values(&weights).len()), || {
         rounding::straight_through_q4_0(values(&weights), gradient.storage_mut());
     });
-    Ok(device(gradient))
+    device(gradient)
 }
 
 /// Adds rows `[tokens · width]` to those of a flat table that `ids` names, one after the other, in
@@ -67,11 +67,16 @@ pub fn add_rows(table: Tensor<1>, ids: &[u32], rows: Tensor<1>, width: usize) ->
     let Some(rows) = host(&rows) else { return plain::add_rows(table, ids, rows, width) };
     let mut table = contiguous(table.try_into_primitive::<Flex>().expect("on one device"));
     operator("embedding, backward", Work::floats(3 * ids.len() * width), || {
-        let sums = table.storage_mut::<f32>();
-        for (&id, row) in ids.iter().zip(values(&rows).chunks_exact(width)) {
-            let sum = &mut sums[id as usize * width..][..width];
-            sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
-        }
+        // Threads share out the table's rows, so that each row is added to in order.
+        let parts = table.storage_mut::<f32>().par_chunks_mut(ROWS * width).enumerate();
+        parts.for_each(|(part, sums)| {
+            for (&id, row) in ids.iter().zip(values(&rows).chunks_exact(width)) {
+                if id as usize / ROWS == part {
+                    let sum = &mut sums[id as usize % ROWS * width..][..width];
+                    sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+                }
+            }
+        });
     });
     device(table)
 }

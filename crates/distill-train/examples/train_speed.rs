@@ -67,10 +67,7 @@ fn work() -> Result<(), Box<dyn std::error::Error>> {
     let batch = batch(sequences, tokens, config.vocab_size);
     let mut seconds = Vec::new();
     let mut last = 0.0;
-    for step in 0..steps {
-        if step == 1 && std::env::var_os("PROFILE").is_some() {
-            distill_ops::profile::start();
-        }
+    for _ in 0..steps {
         let begin = Instant::now();
         let live = student.live(&grids);
         let signal = teacher.as_ref().map(|teacher| teacher.signal(&batch)).transpose()?;
@@ -90,27 +87,6 @@ fn work() -> Result<(), Box<dyn std::error::Error>> {
         let clip = clip(global_norm(&gradients), 1.0);
         student.update(&mut optimizer, gradients, clip, 1e-4);
         seconds.push(begin.elapsed().as_secs_f64());
-    }
-    if let Some(p) = distill_ops::profile::stop() {
-        for (n, o) in &p.operators {
-            eprintln!(
-                "{n:28} {:6} {:8.4} s {:5.2} cpus {:7.1} GB/s {:7.1} GFLOP/s",
-                o.calls,
-                o.times.wall,
-                o.times.processor / o.times.wall,
-                o.bytes as f64 / o.times.wall * 1e-9,
-                o.flops as f64 / o.times.wall * 1e-9
-            );
-        }
-        let sum: f64 = p.operators.values().map(|o| o.times.wall).sum();
-        let cpu: f64 = p.operators.values().map(|o| o.times.processor).sum();
-        eprintln!(
-            "all {:.3} s, {:.2} cpus; others {:.3} s {:.2} cpus",
-            p.all.wall,
-            p.all.processor / p.all.wall,
-            p.all.wall - sum,
-            (p.all.processor - cpu) / (p.all.wall - sum)
-        );
     }
     println!(
         "{{\"seconds\": {seconds:?}, \"tokens\": {}, \"loss\": {last}, \"trained\": {}, \

@@ -58,6 +58,9 @@ pub struct Run {
     /// Continue the newest run of this recipe where it stopped.
     #[arg(long)]
     pub resume: bool,
+    /// Measure time and bytes of every operator of the training, and write them to profile.json.
+    #[arg(long)]
+    pub profile: bool,
 }
 
 /// `distill plan`.

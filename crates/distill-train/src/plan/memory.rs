@@ -23,7 +23,7 @@ use super::disk::shipped_bytes;
 /// Bytes of an element of any tensor.
 const ELEMENT: u64 = 4;
 /// Tokens whose logits are made at a time, as `distill_ops::HeadInput` does.
-const HEAD_TILE: usize = 256;
+const HEAD_TILE: usize = 128;
 /// Copies of the largest tensor that a checkpoint needs on its way from a tensor to bytes.
 const CHECKPOINT_COPIES: u64 = 2;
 /// What the tokenizer makes of a byte of a document while it works on it: offsets, spellings, ids.

@@ -7,6 +7,7 @@ mod export;
 mod generate;
 mod plan;
 mod preview;
+mod profile;
 mod report;
 mod run;
 mod verify;

@@ -14,8 +14,18 @@ use crate::{cli, hub, run_directory};
 /// The plan, in the run directory.
 const PLAN: &str = "plan.json";
 
+/// Bytes of stack of the threads that compute, as many as the first thread of a process has.
+const STACK: usize = 8 << 20;
+
 /// Runs the recipe; a run whose parity fails is an error, after its report was written.
 pub fn run(args: &cli::Run) -> Result<(), Failure> {
+    // On one of the pool's own threads: an operator wakes one thread less. A pool that is there
+    // already is as good.
+    let _ = rayon::ThreadPoolBuilder::new().stack_size(STACK).build_global();
+    rayon::scope(|_| on_this_thread(args))
+}
+
+fn on_this_thread(args: &cli::Run) -> Result<(), Failure> {
     let (document, recipe) = Recipe::from_path(&args.recipe.recipe, &args.recipe.set)?;
     let device = prepare::device(recipe.backend).map_err(distill_train::TrainError::from)?;
     let paths = hub::local_paths(&recipe)?;
@@ -66,7 +76,13 @@ pub fn run(args: &cli::Run) -> Result<(), Failure> {
         let trained = trainer.trained() as f64 / 1e6;
         eprintln!("LoRA of rank {}: {trained:.2} M numbers trained, all weights frozen", lora.rank);
     }
+    if args.profile {
+        distill_ops::profile::start();
+    }
     let last = trainer.run(&mut TrainingBar::new(recipe.train.steps))?;
+    if let Some(profile) = distill_ops::profile::stop() {
+        super::profile::report(&profile, &run)?;
+    }
 
     let files = export::export(&recipe, &run, &last)?;
     let parity = match files.gguf.is_some() {

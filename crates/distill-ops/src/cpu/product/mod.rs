@@ -140,7 +140,7 @@ pub fn multiply(a: Matrix<'_>, b: Matrix<'_>, scale: f32, out: Destination<'_>, 
     }
     // SAFETY: as above.
     let part = |first: usize, rows: usize, parallelism| unsafe {
-        by_gemm(a.rows(first, rows), b, out.from_row(first), parallelism);
+        by_gemm(a.rows(first, rows), b, out.at_row(first), parallelism);
     };
     match threads {
         Threads::One => part(0, a.rows, Parallelism::None),
@@ -168,7 +168,7 @@ struct Out {
 impl Out {
     /// # Safety
     /// The row exists.
-    unsafe fn from_row(self, row: usize) -> Self {
+    unsafe fn at_row(self, row: usize) -> Self {
         // SAFETY: the caller's contract.
         Self { data: unsafe { self.data.add(row * self.stride) }, ..self }
     }

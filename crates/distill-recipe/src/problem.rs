@@ -207,7 +207,7 @@ pub enum ProblemKind {
     /// A device that cannot do what is asked of it. Whoever knows the student's size finds this.
     #[error("`device.{key}` is {limit}, and {predicted}")]
     Budget {
-        /// The key of [device].
+        /// The key of `[device]`.
         key: &'static str,
         /// Its value, with the unit.
         limit: String,

@@ -1,4 +1,4 @@
-//! What the device will do with the student, against what the recipe's [device] asks of it.
+//! What the device will do with the student, against what the recipe's `[device]` asks of it.
 
 use distill_edge::predict::{Sizes, Speed};
 use distill_edge::{Config, KvType};
@@ -73,7 +73,7 @@ impl Ram {
     }
 }
 
-/// Tokens planned for where the recipe has no [device].
+/// Tokens planned for where the recipe has no `[device]`.
 const DEFAULT: (usize, usize) = (2048, 128);
 
 impl DevicePlan {

@@ -1,6 +1,6 @@
 //! AdamW (Loshchilov & Hutter 2019, algorithm 2) in one pass over memory.
 //!
-//! Moments lie in f32, in bfloat16, or in 8 bits with a scale for each block of 256 ([`super::moments`]
+//! Moments lie in f32, in bfloat16, or in 8 bits with a scale for each block of 256 (`super::moments`
 //! has the codes). The two small types are widened into a buffer of a block, moved on in f32, used
 //! for the weights, and only then rounded: what a step rounds, the next step sees.
 

@@ -1,6 +1,6 @@
 //! What a recipe will do, before it is done: tokens, memory, time, disk.
 //!
-//! Memory is counted ([`memory`]), time is measured on a part of a step ([`time`]), and neither
+//! Memory is counted ([`memory`]), time is measured on a part of a step (`time`), and neither
 //! needs the weights of a model: its shape is enough. Deliberately absent: the device that the
 //! student is made for, which `distill_edge::predict` knows.
 

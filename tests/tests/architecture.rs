@@ -39,6 +39,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "distill-data",
             "distill-edge",
             "distill-export",
+            "distill-ops",
             "distill-models",
             "distill-train",
             "distill-eval",

@@ -5,6 +5,10 @@
 use std::time::Instant;
 
 use distill_ops::cpu::product::{Destination, Matrix, Threads, multiply};
+use distill_ops::memory::Aligned;
+
+#[global_allocator]
+static ALLOCATOR: Aligned = Aligned;
 
 const TOKENS: usize = 512;
 const LAYERS: usize = 30;
@@ -41,7 +45,7 @@ fn main() {
             })
             .collect();
         let mut best = [f64::INFINITY; 3];
-        for _ in 0..5 {
+        for _ in 0..12 {
             let mut times = [0.0; 3];
             for Layer { x, w, y, dx, dw } in &mut stack {
                 let mut run = |i: usize, a: Matrix<'_>, b: Matrix<'_>, out: Destination<'_>| {

@@ -12,6 +12,9 @@ use distill_ops::cpu::product::{Destination, Matrix, Threads, multiply};
 use distill_ops::cpu::rounding::{self, Grid};
 use rayon::prelude::*;
 
+#[global_allocator]
+static ALLOCATOR: distill_ops::memory::Aligned = distill_ops::memory::Aligned;
+
 const TOKENS: usize = 512;
 const HIDDEN: usize = 576;
 const INNER: usize = 1536;

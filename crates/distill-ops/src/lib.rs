@@ -4,6 +4,7 @@
 //! as plain tensor operations ([`plain`]) on every other, with the same meaning.
 
 pub mod cpu;
+pub mod memory;
 pub mod plain;
 pub mod profile;
 

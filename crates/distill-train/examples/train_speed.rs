@@ -17,6 +17,9 @@ use distill_train::loss::{Distillation, Divergence};
 use distill_train::optimizer::{AdamW, clip, global_norm};
 use distill_train::teacher::{LocalTeacher, Teacher};
 
+#[global_allocator]
+static ALLOCATOR: distill_ops::memory::Aligned = distill_ops::memory::Aligned;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     rayon::scope(|_| work().map_err(|e| e.to_string())).map_err(Into::into)
 }

@@ -16,6 +16,10 @@ mod run_directory;
 use std::process::ExitCode;
 
 use clap::Parser;
+use distill_ops::memory::Aligned;
+
+#[global_allocator]
+static ALLOCATOR: Aligned = Aligned;
 
 fn main() -> ExitCode {
     let command = cli::Cli::parse().command;

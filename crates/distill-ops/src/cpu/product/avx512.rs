@@ -22,10 +22,10 @@ const ROWS: usize = 14;
 const COLUMNS: usize = 32;
 /// Most of the inner dimension that is packed at a time.
 const DEPTH: usize = 640;
+/// Parts of the inner dimension that are added up at the end, where it is many blocks long.
+const PARTS: usize = 8;
 /// Elements of the packed operand that all share: it has to stay in the second cache.
 const SHARED: usize = 320 << 10;
-/// Elements of the inner dimension between two requests to the memory: those of a cache line.
-const CHUNK: usize = 16;
 /// Rows by which packing looks ahead.
 const AHEAD: usize = 12;
 
@@ -139,15 +139,18 @@ impl<'a> Operand<'a> {
             unsafe {
                 let out = out.add(half);
                 if self.depth_stride == 1 {
-                    for k in (0..self.depth).step_by(16) {
-                        let some = (self.depth - k).min(16);
-                        for i in 0..count {
-                            let next = from.wrapping_add((width + i) * self.stride + k);
-                            _mm_prefetch::<_MM_HINT_T0>(next.cast());
+                    let rows: [*const f32; 16] =
+                        std::array::from_fn(|i| from.wrapping_add(i.min(count - 1) * self.stride));
+                    let whole = self.depth / 16 * 16;
+                    for k in (0..whole).step_by(16) {
+                        let lines = transposed(rows, k);
+                        for (i, line) in lines.into_iter().enumerate() {
+                            _mm512_storeu_ps(out.add((k + i) * width), line);
                         }
-                        let lines = transposed(from.wrapping_add(k), self.stride, count, some);
-                        for (i, line) in lines.iter().enumerate().take(some) {
-                            _mm512_storeu_ps(out.add((k + i) * width), *line);
+                    }
+                    for k in whole..self.depth {
+                        for (i, row) in rows.iter().enumerate() {
+                            *out.add(k * width + i) = *row.add(k);
                         }
                     }
                 } else {
@@ -164,26 +167,28 @@ impl<'a> Operand<'a> {
         }
     }
 
-    /// What is to be asked of the memory during the `tile`-th tile, so that this panel is near when
-    /// it is packed.
-    fn ahead(&self, panel: usize, tile: usize) -> Option<Ahead> {
-        let chunks = self.depth.div_ceil(CHUNK);
-        let (done, next, stream, chunk) = match self.depth_stride {
-            1 => (2 * tile >= self.panels.width, 2 * self.stride, self.stride, CHUNK),
+    /// What is to be asked of the memory during the `tile`-th of some tiles, so that this panel is
+    /// near when it is packed.
+    fn ahead(&self, panel: usize, tile: usize, tiles: usize) -> Option<Ahead> {
+        let every = between_requests(tiles, self.depth);
+        let chunks = self.depth.div_ceil(every);
+        let (done, next, stream, step) = match self.depth_stride {
+            1 => (2 * tile >= self.panels.width, 2 * self.stride, self.stride, every),
             far => (tile * chunks >= self.depth, chunks * far, 16, far),
         };
         (panel < self.panels.panels && !done).then(|| {
             let first = self.panel(panel).wrapping_add(tile * next);
-            Ahead { streams: [first, first.wrapping_add(stream)], chunk }
+            Ahead { streams: [first, first.wrapping_add(stream)], step, every }
         })
     }
 }
 
-/// Two places in memory, and the elements by which they move from chunk to chunk.
+/// Two places in memory, and the elements by which they move after so many of the inner dimension.
 #[derive(Clone, Copy)]
 struct Ahead {
     streams: [*const f32; 2],
-    chunk: usize,
+    step: usize,
+    every: usize,
 }
 
 /// The product, into `out`.
@@ -191,10 +196,44 @@ struct Ahead {
 /// # Safety
 /// `available()` was true; `out` has room for the product, and nobody else uses it.
 pub(super) unsafe fn multiply(a: Matrix<'_>, b: Matrix<'_>, out: Out, threads: Threads) {
+    if a.columns < PARTS * 2 * DEPTH {
+        // SAFETY: the caller's contract.
+        return unsafe { blocks(a, b, 0..a.columns, out, threads) };
+    }
+    // So deep that threads need not wait for each other at every block.
+    let size = a.rows * b.columns;
+    scratch::with(PARTS * size, |partial| {
+        let part = |(i, partial): (usize, &mut [f32])| {
+            let depth = a.columns * i / PARTS..a.columns * (i + 1) / PARTS;
+            let out = Out { data: partial.as_mut_ptr(), stride: b.columns, scale: 1.0, add: false };
+            // SAFETY: the caller's contract; the part has the size of the product.
+            unsafe { blocks(a, b, depth, out, Threads::One) };
+        };
+        match threads {
+            Threads::One => partial.chunks_exact_mut(size).enumerate().for_each(part),
+            Threads::All => partial.par_chunks_exact_mut(size).enumerate().for_each(part),
+        }
+        for i in 0..size {
+            let sum: f32 = partial[i..].iter().step_by(size).sum();
+            // SAFETY: the caller's contract.
+            unsafe {
+                let to = out.data.add(i / b.columns * out.stride + i % b.columns);
+                to.write(if out.add { to.read() + out.scale * sum } else { out.scale * sum });
+            }
+        }
+    });
+}
+
+/// Some of the inner dimension, block by block.
+///
+/// # Safety
+/// As [`multiply`].
+unsafe fn blocks(a: Matrix<'_>, b: Matrix<'_>, all: Range<usize>, out: Out, threads: Threads) {
     let (rows, columns) = (Operand::rows(a), Operand::columns(b));
-    let blocks = a.columns.div_ceil(DEPTH);
+    let blocks = all.len().div_ceil(DEPTH);
     for block in 0..blocks {
-        let depth = a.columns * block / blocks..a.columns * (block + 1) / blocks;
+        let edge = |block: usize| all.start + all.len() * block / blocks;
+        let depth = edge(block)..edge(block + 1);
         let product = Product {
             a: rows.block(depth.clone()),
             b: columns.block(depth),
@@ -271,9 +310,10 @@ impl Product<'_> {
                 unsafe { self.b.pack(panel, own) };
                 let packed = packed.chunks_exact(self.a.packed());
                 for (i, (row, packed)) in rows.clone().zip(packed).enumerate() {
-                    let ahead = self.b.ahead(panel + 1, i);
+                    let tiles = rows.len();
+                    let ahead = self.b.ahead(panel + 1, i, tiles);
                     // SAFETY: as above.
-                    unsafe { self.tile([row, panel], [packed, own], ahead) };
+                    unsafe { self.tile([row, panel], [packed, own], ahead, tiles) };
                 }
             }
         });
@@ -288,9 +328,10 @@ impl Product<'_> {
                 unsafe { self.a.pack(panel, own) };
                 let packed = packed.chunks_exact(self.b.packed());
                 for (i, (column, packed)) in columns.clone().zip(packed).enumerate() {
-                    let ahead = self.a.ahead(panel + 1, i);
+                    let tiles = columns.len();
+                    let ahead = self.a.ahead(panel + 1, i, tiles);
                     // SAFETY: as above.
-                    unsafe { self.tile([panel, column], [own, packed], ahead) };
+                    unsafe { self.tile([panel, column], [own, packed], ahead, tiles) };
                 }
             }
         });
@@ -299,10 +340,11 @@ impl Product<'_> {
     /// The tile of a panel of rows and one of columns.
     #[target_feature(enable = "avx512f")]
     #[inline]
-    unsafe fn tile(self, [row, column]: [usize; 2], packed: [&[f32]; 2], ahead: Option<Ahead>) {
+    unsafe fn tile(self, [row, column]: [usize; 2], packed: [&[f32]; 2], ahead: Option<Ahead>, tiles: usize) {
         let (rows, columns) = (self.a.panels.of(row), self.b.panels.of(column));
         let [a, b] = packed.map(<[f32]>::as_ptr);
-        let ahead = ahead.unwrap_or(Ahead { streams: [a, b], chunk: 0 });
+        let every = between_requests(tiles, self.a.depth);
+        let ahead = ahead.unwrap_or(Ahead { streams: [a, b], step: 0, every });
         // SAFETY: the caller's contract: the packed panels are whole, the tile is in the output.
         unsafe {
             let data = self.out.data.add(rows.start * self.out.stride + columns.start);
@@ -312,47 +354,43 @@ impl Product<'_> {
     }
 }
 
+/// Elements of the inner dimension between two requests to the memory: those of a cache line; fewer
+/// where there are few tiles to ask for the next panel, or few elements to ask for the output.
+fn between_requests(tiles: usize, depth: usize) -> usize {
+    if tiles.min(depth / ROWS) < 16 { 8 } else { 16 }
+}
+
 fn first_lanes(count: usize) -> __mmask16 {
     ((1_u32 << count) - 1) as __mmask16
 }
 
-/// The columns of `rows` rows of `columns` elements, at most 16 each; the rest is zero.
+/// Sixteen columns of sixteen rows, from column `k` on.
 ///
 /// # Safety
 /// The elements exist.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn transposed(from: *const f32, stride: usize, rows: usize, columns: usize) -> [__m512; 16] {
-    let mask = first_lanes(columns);
-    let zero = _mm512_setzero_ps();
-    let mut lines = [zero; 16];
-    for (i, line) in lines.iter_mut().enumerate().take(rows) {
-        // SAFETY: the caller's contract.
-        *line = unsafe { _mm512_maskz_loadu_ps(mask, from.add(i * stride)) };
-    }
-    let (mut pairs, mut quads, mut out) = ([zero; 16], [zero; 16], [zero; 16]);
-    for i in 0..8 {
-        pairs[2 * i] = _mm512_unpacklo_ps(lines[2 * i], lines[2 * i + 1]);
-        pairs[2 * i + 1] = _mm512_unpackhi_ps(lines[2 * i], lines[2 * i + 1]);
-    }
-    for g in 0..4 {
-        for i in 0..2 {
-            let low = _mm512_castps_pd(pairs[4 * g + i]);
-            let high = _mm512_castps_pd(pairs[4 * g + 2 + i]);
-            quads[4 * g + 2 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
-            quads[4 * g + 2 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+unsafe fn transposed(rows: [*const f32; 16], k: usize) -> [__m512; 16] {
+    let mut out = [_mm512_setzero_ps(); 16];
+    for c in (0..16).step_by(4) {
+        // Four columns of rows g, 4 + g, 8 + g, 12 + g: a row to each lane of 128 bits.
+        let mut rows_of = [_mm512_setzero_ps(); 4];
+        for (g, quad) in rows_of.iter_mut().enumerate() {
+            // SAFETY: the caller's contract.
+            let part = |lane: usize| unsafe { _mm_loadu_ps(rows[4 * lane + g].add(k + c)) };
+            let x = _mm512_castps128_ps512(part(0));
+            let x = _mm512_mask_broadcast_f32x4(x, 0x00F0, part(1));
+            let x = _mm512_mask_broadcast_f32x4(x, 0x0F00, part(2));
+            *quad = _mm512_mask_broadcast_f32x4(x, 0xF000, part(3));
         }
-    }
-    // quads[4g + c] holds column 4L + c of rows 4g … 4g + 3 in its lane L of 128 bits.
-    for c in 0..4 {
-        let even = _mm512_shuffle_f32x4::<0x88>(quads[c], quads[4 + c]);
-        let odd = _mm512_shuffle_f32x4::<0xDD>(quads[c], quads[4 + c]);
-        let even2 = _mm512_shuffle_f32x4::<0x88>(quads[8 + c], quads[12 + c]);
-        let odd2 = _mm512_shuffle_f32x4::<0xDD>(quads[8 + c], quads[12 + c]);
-        out[c] = _mm512_shuffle_f32x4::<0x88>(even, even2);
-        out[8 + c] = _mm512_shuffle_f32x4::<0xDD>(even, even2);
-        out[4 + c] = _mm512_shuffle_f32x4::<0x88>(odd, odd2);
-        out[12 + c] = _mm512_shuffle_f32x4::<0xDD>(odd, odd2);
+        let [r0, r1, r2, r3] = rows_of;
+        let low = [_mm512_unpacklo_ps(r0, r1), _mm512_unpacklo_ps(r2, r3)];
+        let high = [_mm512_unpackhi_ps(r0, r1), _mm512_unpackhi_ps(r2, r3)];
+        for (i, [a, b]) in [low, high].into_iter().enumerate() {
+            let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+            out[c + 2 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            out[c + 2 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
     }
     out
 }
@@ -404,13 +442,13 @@ unsafe fn tile<const R: usize>(
         while left > 0 {
             _mm_prefetch::<_MM_HINT_T1>(first.cast());
             _mm_prefetch::<_MM_HINT_T1>(second.cast());
-            // A row of the tile, or some memory below it.
+            // A row of the tile, or one below it: of the tile to come, where rows are its panels.
             _mm_prefetch::<_MM_HINT_T0>(place.cast());
             _mm_prefetch::<_MM_HINT_T0>(place.wrapping_add(31).cast());
             place = place.wrapping_add(out.stride);
-            first = first.wrapping_add(ahead.chunk);
-            second = second.wrapping_add(ahead.chunk);
-            let chunk = left.min(CHUNK);
+            first = first.wrapping_add(ahead.step);
+            second = second.wrapping_add(ahead.step);
+            let chunk = left.min(ahead.every);
             left -= chunk;
             for _ in 0..chunk {
                 let right = [_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16))];

@@ -230,6 +230,7 @@ mod tests {
             (15, 31, 641),
             (43, 65, 1300),
             (700, 40, 33),
+            (3, 34, 10_300),
         ] {
             let a: Vec<f32> = (0..m * k).map(value).collect();
             let b: Vec<f32> = (0..k * n).map(|i| value(i + 11)).collect();

@@ -26,6 +26,8 @@ const DEPTH: usize = 640;
 const PARTS: usize = 8;
 /// Elements of the packed operand that all share: it has to stay in the second cache.
 const SHARED: usize = 320 << 10;
+/// Elements of the inner dimension by which a tile asks for its panels.
+const SOON: usize = 16;
 /// Rows by which packing looks ahead.
 const AHEAD: usize = 12;
 
@@ -451,6 +453,9 @@ unsafe fn tile<const R: usize>(
             let chunk = left.min(ahead.every);
             left -= chunk;
             for _ in 0..chunk {
+                _mm_prefetch::<_MM_HINT_T0>(a.wrapping_add(SOON * R).cast());
+                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(SOON * COLUMNS).cast());
+                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(SOON * COLUMNS + 16).cast());
                 let right = [_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16))];
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let left = _mm512_set1_ps(*a.add(r));

@@ -342,7 +342,13 @@ impl Product<'_> {
     /// The tile of a panel of rows and one of columns.
     #[target_feature(enable = "avx512f")]
     #[inline]
-    unsafe fn tile(self, [row, column]: [usize; 2], packed: [&[f32]; 2], ahead: Option<Ahead>, tiles: usize) {
+    unsafe fn tile(
+        self,
+        [row, column]: [usize; 2],
+        packed: [&[f32]; 2],
+        ahead: Option<Ahead>,
+        tiles: usize,
+    ) {
         let (rows, columns) = (self.a.panels.of(row), self.b.panels.of(column));
         let [a, b] = packed.map(<[f32]>::as_ptr);
         let every = between_requests(tiles, self.a.depth);

@@ -325,10 +325,11 @@ mod tests {
             .map(|k| q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>())
             .map(|score| (0.3 * score).exp())
             .collect();
+        let sum: f64 = weights.iter().sum();
         for d in 0..head_dim {
             let want: f64 =
                 (0..positions).map(|p| weights[p] * f64::from(v[p * head_dim + d])).sum::<f64>()
-                    / weights.iter().sum::<f64>();
+                    / sum;
             let got = f64::from(mixed[d] / total.sum);
             assert!((got - want).abs() < 1e-5, "{d}: {got} {want}");
         }
@@ -358,7 +359,7 @@ mod tests {
 
     #[test]
     fn attention_over_codes_is_a_softmax_average_of_what_they_stand_for_in_float64() {
-        let head_dim = 96;
+        let head_dim = if cfg!(miri) { 32 } else { 96 };
         let quantize = |values: &[f32]| -> Vec<q8_0::BlockQ8_0> {
             values.as_chunks().0.iter().map(q8_0::BlockQ8_0::quantize).collect()
         };

@@ -122,27 +122,27 @@ impl<'a> Operand<'a> {
         self.panels.packed(self.depth)
     }
 
-    /// Copies a panel: for each k the elements of its rows, or of its columns and zeros.
+    /// Copies a panel: for each k the elements of its rows, or of 32 columns, of which those that
+    /// are not there are some number.
     ///
     /// # Safety
-    /// `available()` was true; the data are those that the shape names.
+    /// `available()` was true.
     #[target_feature(enable = "avx512f")]
     unsafe fn pack(&self, panel: usize, out: &mut [f32]) {
         assert!(out.len() >= self.packed());
-        let from = self.panel(panel);
-        let count = self.panels.of(panel).len();
-        let width = if self.panels.width == COLUMNS { COLUMNS } else { count };
+        let panel = self.panels.of(panel);
+        let width = if self.panels.width == COLUMNS { COLUMNS } else { panel.len() };
         let out = out.as_mut_ptr();
         for half in (0..width).step_by(16) {
-            let count = count.saturating_sub(half).min(16);
-            let from = from.wrapping_add(half * self.stride);
-            // SAFETY: masked loads touch what the shape names; stores of 16 elements end at most one
-            // line beyond the last of `depth · width`.
+            // SAFETY: slices say what is there to load, and masks keep to it; stores of 16 elements
+            // end at most one line beyond the last of `depth · width`.
             unsafe {
                 let out = out.add(half);
                 if self.depth_stride == 1 {
-                    let rows: [*const f32; 16] =
-                        std::array::from_fn(|i| from.wrapping_add(i.min(count - 1) * self.stride));
+                    let rows: [*const f32; 16] = std::array::from_fn(|i| {
+                        let row = (panel.start + half + i).min(panel.end - 1);
+                        self.data[row * self.stride..][..self.depth].as_ptr()
+                    });
                     let whole = self.depth / 16 * 16;
                     for k in (0..whole).step_by(16) {
                         let lines = transposed(rows, k);
@@ -157,6 +157,10 @@ impl<'a> Operand<'a> {
                     }
                 } else {
                     assert_eq!(self.stride, 1, "one of the dimensions is contiguous");
+                    let count = panel.len().saturating_sub(half).min(16);
+                    let first = panel.end.min(panel.start + half);
+                    let last = (self.depth - 1) * self.depth_stride + first + count;
+                    let from = self.data[first..last].as_ptr();
                     let mask = first_lanes(count);
                     for k in 0..self.depth {
                         let next = from.wrapping_add((k + AHEAD) * self.depth_stride);

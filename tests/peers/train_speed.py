@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=5, help="rounds of both")
     parser.add_argument("--threads", type=int, default=2, help="threads of both")
     parser.add_argument("--grid", default="float", help="ours alone: float, q4_0 or q4_0_q8_0")
+    parser.add_argument("--options", default="", help="ours alone: checkpointing, bf16, 8bit, teacher=MODEL.gguf; by commas")
     parser.add_argument("--json", type=Path, help="write all samples here")
     parser.add_argument("--peer", choices=LOSSES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -76,7 +77,7 @@ def one_round(arguments: argparse.Namespace, loss: str, batch: int) -> dict:
     found = {}
     for who, command in (
         ("torch", [*torch, "--threads", threads]),
-        ("ours", [str(arguments.ours), loss, *shape, arguments.grid]),
+        ("ours", [str(arguments.ours), loss, *shape, arguments.grid, *filter(None, arguments.options.split(","))]),
     ):
         result = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
         report = json.loads(result.stdout.strip().splitlines()[-1])

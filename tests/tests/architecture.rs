@@ -27,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "distill-data",
             "distill-recipe",
             "distill-eval",
+            "distill-edge",
             "distill-gguf",
         ],
     ),

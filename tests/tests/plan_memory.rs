@@ -149,6 +149,7 @@ fn a_step_allocates_what_the_plan_counts() {
     let float = Workload {
         student: &deep,
         teacher: None,
+        teacher_file: None,
         vocabulary: 4096,
         grids: WeightGrids::default(),
         distillation: None,

@@ -114,6 +114,17 @@ impl Worker {
             pass.head(job.head.clone());
         }
     }
+
+    /// The residual stream of a token of the last tile after the final norm.
+    pub fn hidden_state(&self, token: usize, values: &mut [f32]) {
+        let model = &self.shared.model;
+        let hidden = values.len();
+        // SAFETY: no job is running: this is the session's own thread, which waits for the others.
+        let residual =
+            unsafe { self.shared.board.residual.read(token * hidden..(token + 1) * hidden) };
+        let (weight, epsilon) = (&model.weights.output_norm, model.config.rms_epsilon);
+        (model.kernels.rms_norm)(residual, weight, epsilon, values);
+    }
 }
 
 /// One job on one thread.
@@ -574,7 +585,7 @@ fn embedding(model: &Inner, token: usize, values: &mut [f32]) {
 }
 
 /// One row of a matrix as floats.
-fn row_of(model: &Inner, matrix: &Matrix, row: usize, values: &mut [f32]) {
+pub(crate) fn row_of(model: &Inner, matrix: &Matrix, row: usize, values: &mut [f32]) {
     let columns = matrix.columns;
     match &matrix.storage {
         Storage::Packed(grid, place) => {

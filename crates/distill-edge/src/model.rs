@@ -10,6 +10,7 @@ use distill_gguf::GgufFile;
 use crate::EdgeError;
 use crate::cache::KvType;
 use crate::config::Config;
+use crate::forward::row_of;
 use crate::kernels::{self, BLOCK, Kernels};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Matrix, Weights};
@@ -189,6 +190,17 @@ impl Model {
         let weights = &self.inner.weights;
         let head = weights.head.rows * weights.head.columns;
         weights.linears().map(|matrix| matrix.rows * matrix.columns).sum::<usize>() - head
+    }
+
+    /// A row of the head, dequantised, into `[hidden]` values: the logit of that token is its product
+    /// with [`hidden states`](crate::Session::hidden_states).
+    ///
+    /// # Panics
+    /// If the vocabulary has no such token, or `values` is of another length.
+    pub fn head_row(&self, token: usize, values: &mut [f32]) {
+        let config = &self.inner.config;
+        assert!(token < config.vocab_size && values.len() == config.hidden_size);
+        row_of(&self.inner, &self.inner.weights.head, token, values);
     }
 
     /// Bytes of keys and values of one position.

@@ -156,6 +156,30 @@ impl Session {
         self.score_with(tokens, each, &mut Trace::default())
     }
 
+    /// Adds `tokens` and calls `each` with every position (in the session) and what the head would
+    /// read there: the last layer's output after the final norm, `[hidden]`, not quantised.
+    /// Its product with [`Model::head_row`] gives the logits.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`]; `each` has then not been called.
+    pub fn hidden_states(
+        &mut self,
+        tokens: &[u32],
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), EdgeError> {
+        self.check(tokens)?;
+        let mut values = vec![0.0; self.model.config().hidden_size];
+        for chunk in tokens.chunks(TILE) {
+            let position = self.position();
+            self.run(chunk, 0..0, &mut Trace::default());
+            for t in 0..chunk.len() {
+                self.worker.hidden_state(t, &mut values);
+                each(position + t, &values);
+            }
+        }
+        Ok(())
+    }
+
     /// [`Session::score`], and shows the input of every linear layer as it was quantised. In the
     /// float path there is none to show. Inputs come tile by tile: all of a tile's layers in order,
     /// then its head's, with the logits after each part of that.

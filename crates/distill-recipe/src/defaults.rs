@@ -1,11 +1,12 @@
 //! Every default of a recipe, once. `raw` shows them in the JSON schema, `resolve` fills them in.
 
-use crate::resolved::{ActivationGrid, Backend, KvCache, LoraTarget, OptimizerState};
+use crate::resolved::{ActivationGrid, Backend, Engine, KvCache, LoraTarget, OptimizerState};
 
 pub(crate) const SEED: u64 = 0;
 pub(crate) const BACKEND: Backend = Backend::Flex;
 pub(crate) const OUTPUT: &str = "checkpoints";
 pub(crate) const REVISION: &str = "main";
+pub(crate) const ENGINE: Engine = Engine::Graph;
 
 pub(crate) const ROPE_THETA: f64 = 10_000.0;
 pub(crate) const RMS_NORM_EPS: f64 = 1e-5;

@@ -177,6 +177,9 @@ pub enum ProblemKind {
     /// Distillation from nobody.
     #[error("[distill] needs a teacher, and the recipe has none")]
     DistillWithoutTeacher,
+    /// The runtime was asked for a model that it does not read.
+    #[error("`teacher.local.engine = \"runtime\"` reads `.gguf` files, and `from` is none")]
+    EngineNeedsGguf,
     /// A `beta` that would do nothing.
     #[error("`distill.beta` belongs to `loss = \"jsd\"`, and the loss is \"{loss}\"")]
     BetaWithoutJsd {
@@ -366,6 +369,10 @@ impl ProblemKind {
             Self::DistillWithoutTeacher => "add [teacher.local] with `from = \"…\"`, or remove \
                  [distill] to train on the text alone"
                 .to_owned(),
+            Self::EngineNeedsGguf => "name a `.gguf` file (of a hub repository: \
+                 `owner/name/file.gguf`), or remove `engine` to compute the teacher in the training \
+                 graph"
+                .to_owned(),
             Self::BetaWithoutJsd { .. } => "set `loss = \"jsd\"`, or remove `beta`".to_owned(),
             Self::StartStep { steps, .. } => {
                 format!("choose a step below {steps}; half of it is a good start")
@@ -412,6 +419,7 @@ impl ProblemKind {
             Self::NoTokenizer => "no tokenizer",
             Self::Budget { .. } => "out of reach",
             Self::KeepLayersWithoutTeacher | Self::DistillWithoutTeacher => "no teacher",
+            Self::EngineNeedsGguf => "reads GGUF alone",
             Self::KeepLayersOrder { .. } => "not increasing",
             Self::HeadDim { .. } | Self::KeyValueHeads { .. } => "does not divide",
             Self::OddHeadDim { .. } => "odd",

@@ -12,7 +12,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 
 use crate::defaults;
-use crate::resolved::{ActivationGrid, Backend, KvCache, LoraTarget, OptimizerState, WeightGrid};
+use crate::resolved::{
+    ActivationGrid, Backend, Engine, KvCache, LoraTarget, OptimizerState, WeightGrid,
+};
 
 /// A value and the bytes of the document it was written in.
 #[derive(Clone, Debug, Deserialize)]
@@ -153,6 +155,10 @@ pub(crate) struct LocalTeacher {
     /// Branch, tag or commit of a hub id.
     #[schemars(length(min = 1), extend("default" = defaults::REVISION))]
     pub(crate) revision: Option<Written<String>>,
+    /// What computes it: the training graph, or the edge runtime, which reads a `.gguf` file and
+    /// takes a fraction of the time and memory where that is quantised.
+    #[schemars(extend("default" = defaults::ENGINE))]
+    pub(crate) engine: Option<Written<Engine>>,
 }
 
 /// The text, and how it is cut into sequences.

@@ -12,9 +12,9 @@ use crate::error::{Problem, RecipeError};
 use crate::problem::ProblemKind;
 use crate::raw::{self, Loss, ScheduleKind, Written};
 use crate::resolved::{
-    ActivationGrid, Data, Device, Distill, DivergenceKind, Eval, Export, Lora, LoraTarget,
-    ModelRef, NewModel, Quantize, Recipe, Schedule, Student, StudentInit, Teacher, TokenizerChoice,
-    Train, WeightGrid,
+    ActivationGrid, Data, Device, Distill, DivergenceKind, Engine, Eval, Export, LocalTeacher,
+    Lora, LoraTarget, ModelRef, NewModel, Quantize, Recipe, Schedule, Student, StudentInit,
+    Teacher, TokenizerChoice, Train, WeightGrid,
 };
 use crate::shape;
 
@@ -114,6 +114,7 @@ impl Resolver<'_> {
         if let Some(student) = &student {
             self.lora_rank(written, student, &train);
         }
+        let teacher = self.teacher(written);
         let distill = self.distill(written);
         let device = written.device.as_ref().map(|device| self.device(device));
         let data = Data {
@@ -141,9 +142,7 @@ impl Resolver<'_> {
             backend: or(&written.backend, defaults::BACKEND),
             output: PathBuf::from(or(&written.output, defaults::OUTPUT.to_owned())),
             student: student?,
-            teacher: written.teacher.as_ref().map(|teacher| Teacher {
-                local: model_ref(&teacher.value().local.from, &teacher.value().local.revision),
-            }),
+            teacher,
             data,
             distill,
             quantize,
@@ -351,6 +350,19 @@ impl Resolver<'_> {
             max_position_embeddings: positions,
             tie_word_embeddings: or(&written.tie_word_embeddings, defaults::TIE_WORD_EMBEDDINGS),
         })
+    }
+
+    fn teacher(&mut self, recipe: &raw::Recipe) -> Option<Teacher> {
+        let written = &recipe.teacher.as_ref()?.value().local;
+        let engine = or(&written.engine, defaults::ENGINE);
+        if let (Engine::Runtime, Some(place)) = (engine, &written.engine)
+            && !written.from.value().ends_with(".gguf")
+        {
+            let others = [(written.from.span(), "no `.gguf` file")];
+            self.push(ProblemKind::EngineNeedsGguf, place.span(), &others);
+        }
+        let model = model_ref(&written.from, &written.revision);
+        Some(Teacher { local: LocalTeacher { model, engine } })
     }
 
     fn distill(&mut self, recipe: &raw::Recipe) -> Option<Distill> {

@@ -130,7 +130,30 @@ pub struct NewModel {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Teacher {
     /// A teacher that runs in this process.
-    pub local: ModelRef,
+    pub local: LocalTeacher,
+}
+
+/// A teacher that runs in this process. In TOML: the model's keys, and `engine` beside them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalTeacher {
+    /// Where it comes from.
+    #[serde(flatten)]
+    pub model: ModelRef,
+    /// What computes it.
+    #[serde(default)]
+    pub engine: Engine,
+}
+
+/// What computes a local teacher.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// The training graph, with weights in f32.
+    #[default]
+    Graph,
+    /// The edge runtime, with the weights of a `.gguf` file as they are: integer products where
+    /// they are quantised.
+    Runtime,
 }
 
 /// The text and how it is cut.

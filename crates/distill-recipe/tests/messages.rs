@@ -163,6 +163,7 @@ messages! {
             .replace("[student]", "[student]\ntrain_tokenizer = 512"),
         &[],
     );
+    the_runtime_for_what_is_no_gguf => broken("/teacher\"\n", "/teacher\"\nengine = \"runtime\"\n");
     a_beta_without_jsd => message(&format!("{SOUND}[distill]\nloss = \"reverse_kl\"\nbeta = 0.3\n"), &[]);
     quantization_that_starts_after_the_end => broken("linears", "start_step = 100\nlinears");
     quantized_activations_of_float_linears =>

@@ -1,11 +1,14 @@
 //! Seconds of a training step on random weights and tokens, as JSON:
 //! `train_speed LOSS BATCH TOKENS STEPS [GRID [OPTION…]]`, with LOSS `cross_entropy`, `forward_kl` or `jsd` (a
 //! teacher of the same size), GRID `float`, `q4_0` or `q4_0_q8_0` (activations too), and OPTION `checkpointing`,
-//! `bf16` or `8bit` (the optimiser's state), `lora=RANK`. The shape is SmolLM2-135M's.
+//! `bf16` or `8bit` (the optimiser's state), `lora=RANK`, `teacher=MODEL.gguf` (in the edge runtime). The shape is
+//! SmolLM2-135M's.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use distill_data::Batch;
+use distill_edge::{LoadOptions, Model};
 use distill_models::parameters::NamedTensors;
 use distill_models::{
     ActivationGrid, Backend, LlamaConfig, LlamaForCausalLM, WeightGrid, WeightGrids,
@@ -15,7 +18,7 @@ use distill_train::Student;
 use distill_train::backward::MicroBatch;
 use distill_train::loss::{Distillation, Divergence};
 use distill_train::optimizer::{AdamW, clip, global_norm};
-use distill_train::teacher::{LocalTeacher, Teacher};
+use distill_train::teacher::{LocalTeacher, RuntimeTeacher, Teacher};
 
 #[global_allocator]
 static ALLOCATOR: distill_ops::memory::Aligned = distill_ops::memory::Aligned;
@@ -23,6 +26,7 @@ static ALLOCATOR: distill_ops::memory::Aligned = distill_ops::memory::Aligned;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     rayon::scope(|_| work().map_err(|e| e.to_string())).map_err(Into::into)
 }
+
 fn work() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [loss, rest @ ..] = &arguments[..] else { return Err("which loss?".into()) };
@@ -35,16 +39,18 @@ fn work() -> Result<(), Box<dyn std::error::Error>> {
         Some(_) => return Err("expected float, q4_0 or q4_0_q8_0".into()),
     };
     let mut train = train();
+    let mut file = None;
     for option in rest.iter().skip(4) {
-        match (option.as_str(), option.strip_prefix("lora=")) {
+        match option.split_once('=').unwrap_or((option, "")) {
             ("checkpointing", _) => train.activation_checkpointing = true,
             ("bf16", _) => train.optimizer_state = OptimizerState::Bf16,
             ("8bit", _) => train.optimizer_state = OptimizerState::EightBit,
-            (_, Some(rank)) => {
+            ("lora", rank) => {
                 let (rank, targets) = (rank.parse()?, LoraTarget::ALL.to_vec());
                 train.lora = Some(Lora { rank, alpha: rank as f64, targets });
             }
-            _ => return Err("expected checkpointing, bf16, 8bit or lora=RANK".into()),
+            ("teacher", path) => file = Some(PathBuf::from(path)),
+            _ => return Err("expected checkpointing, bf16, 8bit, lora= or teacher=".into()),
         }
     }
     let device = Backend::Flex.device()?;
@@ -61,10 +67,18 @@ fn work() -> Result<(), Box<dyn std::error::Error>> {
         scale_by_temperature_squared: true,
         cross_entropy: 0.0,
     });
-    let teacher = distillation.map(|_| {
-        let model = LlamaForCausalLM::init(&config, 2, &device);
-        LocalTeacher::new(model, config.vocab_size, device.clone())
-    });
+    let teacher: Option<Box<dyn Teacher>> = match (distillation, file) {
+        (None, _) => None,
+        (Some(_), None) => {
+            let model = LlamaForCausalLM::init(&config, 2, &device);
+            Some(Box::new(LocalTeacher::new(model, config.vocab_size, device.clone())))
+        }
+        (Some(_), Some(path)) => {
+            let model = Model::load(&path, &LoadOptions::default())?;
+            let device = device.clone();
+            Some(Box::new(RuntimeTeacher::new(&model, config.vocab_size, tokens, device)?))
+        }
+    };
     let mut student = Student::first(LlamaForCausalLM::init(&config, 1, &device), &train, 1)?;
     let mut optimizer = AdamW::new(&train, 1);
     let batch = batch(sequences, tokens, config.vocab_size);

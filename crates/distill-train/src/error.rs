@@ -9,6 +9,9 @@ pub enum TrainError {
     /// A model could not be read, made or written.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The teacher could not be loaded by the edge runtime, or not run.
+    #[error("the teacher in the edge runtime: {0}")]
+    Runtime(#[from] distill_edge::EdgeError),
     /// The data could not be read.
     #[error(transparent)]
     Data(#[from] DataError),

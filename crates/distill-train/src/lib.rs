@@ -24,6 +24,6 @@ pub mod trainer;
 pub use error::TrainError;
 pub use metrics::{MetricsLog, Record};
 pub use plan::Plan;
-pub use prepare::{LocalPaths, Prepared};
+pub use prepare::{LocalPaths, Prepared, TeacherModel};
 pub use student::Student;
 pub use trainer::{Observer, Trainer};

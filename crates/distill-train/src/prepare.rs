@@ -7,18 +7,19 @@ use distill_data::{
     DataError, Dataset, PackingOptions, Progress, Source, SourceOptions, SpecialTokens,
     TextTokenizer, documents,
 };
+use distill_edge::LoadOptions;
 use distill_gguf::GgufFile;
 use distill_models::weights::read_config;
 use distill_models::{
     ActivationGrid, Backend, LlamaConfig, LlamaForCausalLM, LoadReport, LoraOptions, ModelError,
     TokenIds, WeightGrid, WeightGrids, load_pretrained,
 };
-use distill_recipe::{DivergenceKind, NewModel, Recipe, StudentInit, TokenizerChoice};
+use distill_recipe::{DivergenceKind, Engine, NewModel, Recipe, StudentInit, TokenizerChoice};
 
 use crate::TrainError;
 use crate::checkpoint::write_tokenizer;
 use crate::loss::{Distillation, Divergence};
-use crate::teacher::{LocalTeacher, Teacher};
+use crate::teacher::{LocalTeacher, RuntimeTeacher, Teacher};
 
 /// Where the recipe's models and data lie on this machine, hub ids already downloaded.
 #[derive(Clone, Debug, Default)]
@@ -49,10 +50,46 @@ pub struct Prepared {
     pub distillation: Option<Distillation>,
     /// The shape of the student.
     pub student: LlamaConfig,
-    /// What was read for the teacher.
-    pub teacher_report: Option<LoadReport>,
-    /// The teacher's weights: a student may be cut from them, and the report measures them.
-    pub teacher_model: Option<LlamaForCausalLM>,
+    /// The teacher's weights: the report measures them.
+    pub teacher_model: Option<TeacherModel>,
+}
+
+/// The weights of a local teacher.
+pub enum TeacherModel {
+    /// In the training graph, with what was read.
+    Graph(LlamaForCausalLM, LoadReport),
+    /// In the edge runtime.
+    Runtime(distill_edge::Model),
+}
+
+impl TeacherModel {
+    fn load(path: &Path, engine: Engine, device: &Device) -> Result<Self, TrainError> {
+        Ok(match engine {
+            Engine::Graph => {
+                let (model, report) = load_pretrained(path, device)?;
+                Self::Graph(model, report)
+            }
+            Engine::Runtime => {
+                Self::Runtime(distill_edge::Model::load(path, &LoadOptions::default())?)
+            }
+        })
+    }
+
+    /// A teacher over the first tokens, for sequences of up to so many.
+    fn teacher(
+        &self,
+        vocabulary: usize,
+        sequence: usize,
+        device: &Device,
+    ) -> Result<Box<dyn Teacher>, TrainError> {
+        let device = device.clone();
+        Ok(match self {
+            Self::Graph(model, _) => Box::new(LocalTeacher::new(model.clone(), vocabulary, device)),
+            Self::Runtime(model) => {
+                Box::new(RuntimeTeacher::new(model, vocabulary, sequence, device)?)
+            }
+        })
+    }
 }
 
 /// Reads everything a recipe names. `run` keeps a trained tokenizer, so that a resumed run
@@ -74,19 +111,19 @@ pub fn prepare(
     {
         return Err(TrainError::OwnTokenizer { problem });
     }
-    let (teacher_model, teacher_report) = match &paths.teacher {
-        None => (None, None),
-        Some(path) => {
+    let (teacher_model, teacher_config) = match (&recipe.teacher, &paths.teacher) {
+        (Some(teacher), Some(path)) => {
             let theirs = read_tokenizer(path)?;
             if let Some(problem) = difference(&tokenizer, &theirs) {
                 return Err(TrainError::Tokenizers { problem });
             }
-            let (model, report) = load_pretrained(path, device)?;
-            covers("teacher", &model.config, &tokenizer)?;
-            (Some(model), Some(report))
+            let config = read_config(path)?;
+            covers("teacher", &config, &tokenizer)?;
+            (Some(TeacherModel::load(path, teacher.local.engine, device)?), Some(config))
         }
+        _ => (None, None),
     };
-    let teacher_config = teacher_model.as_ref().map(|teacher| &teacher.config);
+    let teacher_config = teacher_config.as_ref();
     let student = student_config(recipe, paths, teacher_config, |new| new_config(new, &tokenizer))?;
     check_shape(recipe, &student)?;
     covers("student", &student, &tokenizer)?;
@@ -94,9 +131,11 @@ pub fn prepare(
 
     let dataset = dataset(recipe, paths, &tokenizer, progress)?;
     let vocabulary = tokenizer.vocab_size();
-    let teacher = teacher_model.clone().map(|model| {
-        Box::new(LocalTeacher::new(model, vocabulary, device.clone())) as Box<dyn Teacher>
-    });
+    let sequence = recipe.data.sequence_length;
+    let teacher = teacher_model
+        .as_ref()
+        .map(|model| model.teacher(vocabulary, sequence, device))
+        .transpose()?;
     Ok(Prepared {
         distillation: distillation(recipe),
         tokenizer,
@@ -105,7 +144,6 @@ pub fn prepare(
         vocabulary,
         grids,
         student,
-        teacher_report,
         teacher_model,
     })
 }
@@ -155,13 +193,17 @@ impl Prepared {
         paths: &LocalPaths,
         device: &Device,
     ) -> Result<(LlamaForCausalLM, Option<LoadReport>), TrainError> {
-        match (&recipe.student.init, &paths.student, &self.teacher_model) {
+        match (&recipe.student.init, &paths.student, &paths.teacher) {
             (StudentInit::From(_), Some(path), _) => {
                 let (model, report) = load_pretrained(path, device)?;
                 Ok((model, Some(report)))
             }
-            (StudentInit::KeepLayers(keep), _, Some(teacher)) => {
-                Ok((teacher.clone().cut(keep)?, None))
+            (StudentInit::KeepLayers(keep), _, Some(path)) => {
+                let teacher = match &self.teacher_model {
+                    Some(TeacherModel::Graph(model, _)) => model.clone(),
+                    _ => load_pretrained(path, device)?.0,
+                };
+                Ok((teacher.cut(keep)?, None))
             }
             _ => Ok((LlamaForCausalLM::init(&self.student, recipe.seed, device), None)),
         }

@@ -1,9 +1,11 @@
 //! Teachers: what the student is held against.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use distill_data::Batch;
+use distill_edge::{EdgeError, KvType, Session, SessionOptions};
 use distill_models::LlamaForCausalLM;
 
 use crate::TrainError;
@@ -74,6 +76,64 @@ impl Teacher for LocalTeacher {
         let hidden = forward(&self.model, batch, &self.device);
         let head = self.model.head().narrow(0, 0, self.vocabulary);
         Ok(Signal::Dense(Dense::new(hidden, head)))
+    }
+}
+
+/// A teacher that the edge runtime computes from a GGUF file, with its products of integers.
+///
+/// Keys, values and the head are in f32. Hidden states reach the head as they are, where the
+/// runtime by itself would quantise them once more.
+pub struct RuntimeTeacher {
+    session: Mutex<Session>,
+    /// `[vocabulary, hidden]`.
+    head: Tensor<2>,
+    device: Device,
+}
+
+impl RuntimeTeacher {
+    /// A teacher over the first `vocabulary` tokens, for documents of up to `sequence` tokens.
+    ///
+    /// # Errors
+    /// If the session does not fit into memory.
+    ///
+    /// # Panics
+    /// If the model has fewer tokens.
+    pub fn new(
+        model: &distill_edge::Model,
+        vocabulary: usize,
+        sequence: usize,
+        device: Device,
+    ) -> Result<Self, EdgeError> {
+        let options = SessionOptions { context: sequence, kv: KvType::F32, threads: 0 };
+        let width = model.config().hidden_size;
+        let mut head = vec![0.0; vocabulary * width];
+        for (token, row) in head.chunks_exact_mut(width).enumerate() {
+            model.head_row(token, row);
+        }
+        let head = Tensor::from_data(TensorData::new(head, [vocabulary, width]), &device);
+        Ok(Self { session: Mutex::new(Session::new(model, options)?), head, device })
+    }
+}
+
+impl Teacher for RuntimeTeacher {
+    /// Documents are read one after the other: attention does not cross them, and positions restart.
+    fn signal(&self, batch: &Batch) -> Result<Signal, TrainError> {
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let width = session.model().config().hidden_size;
+        let mut hidden = Vec::with_capacity(batch.input_ids.len() * width);
+        let sequences = batch.input_ids.chunks_exact(batch.sequence);
+        for (tokens, documents) in sequences.zip(batch.document_ids.chunks_exact(batch.sequence)) {
+            let mut rest = tokens;
+            for document in documents.chunk_by(|a, b| a == b) {
+                let (tokens, others) = rest.split_at(document.len());
+                rest = others;
+                session.reset();
+                session.hidden_states(tokens, |_, values| hidden.extend_from_slice(values))?;
+            }
+        }
+        let data = TensorData::new(hidden, [batch.input_ids.len(), width]);
+        let hidden = Tensor::from_data(data, &self.device);
+        Ok(Signal::Dense(Dense::new(hidden, self.head.clone())))
     }
 }
 

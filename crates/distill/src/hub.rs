@@ -48,7 +48,7 @@ impl Models {
             StudentInit::Config(_) | StudentInit::KeepLayers(_) => None,
         };
         let teacher = match &recipe.teacher {
-            Some(teacher) => Some(self.model(&teacher.local, Want::Model)?),
+            Some(teacher) => Some(self.model(&teacher.local.model, Want::Model)?),
             None => None,
         };
         let tokenizer = match &recipe.student.tokenizer {

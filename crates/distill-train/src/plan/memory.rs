@@ -24,6 +24,8 @@ use super::disk::shipped_bytes;
 const ELEMENT: u64 = 4;
 /// Tokens whose logits are made at a time, as `distill_ops::HeadInput` does.
 const HEAD_TILE: usize = 128;
+/// Tokens whose logits the runtime has room for.
+const RUNTIME_HEAD_TILE: usize = 16;
 /// Copies of the largest tensor that a checkpoint needs on its way from a tensor to bytes.
 const CHECKPOINT_COPIES: u64 = 2;
 /// What the tokenizer makes of a byte of a document while it works on it: offsets, spellings, ids.
@@ -156,9 +158,19 @@ fn always(work: &Workload<'_>) -> Memory {
             // Two codes, and two scales for 256 of them.
             OptimizerState::EightBit => 2 * trained + trained / 32,
         },
-        teacher_weights: work.teacher.map_or(0, |teacher| ELEMENT * teacher.parameters() as u64),
+        teacher_weights: work.teacher.map_or(0, |teacher| teacher_weights(work, teacher)),
         ..Memory::default()
     }
+}
+
+/// The teacher's weights; in the edge runtime its file, the head in f32, and a session.
+fn teacher_weights(work: &Workload<'_>, teacher: &LlamaConfig) -> u64 {
+    let Some(file) = work.teacher_file else { return ELEMENT * teacher.parameters() as u64 };
+    let [_, keys] = widths(teacher);
+    let cache = 2 * ELEMENT as usize * work.sequence * keys * teacher.num_hidden_layers;
+    let head = ELEMENT as usize * work.vocabulary * teacher.hidden_size;
+    let logits = ELEMENT as usize * RUNTIME_HEAD_TILE * teacher.vocab_size;
+    file.bytes + (cache + head + logits) as u64
 }
 
 /// Numbers that the optimiser moves.
@@ -187,6 +199,9 @@ fn step(work: &Workload<'_>) -> Memory {
 
 fn teacher_reads(work: &Workload<'_>) -> Memory {
     let step = step(work);
+    if work.teacher_file.is_some() {
+        return step;
+    }
     let busiest = |teacher: &LlamaConfig| {
         let LlamaConfig { hidden_size, intermediate_size, .. } = *teacher;
         let [queries, keys] = widths(teacher);

@@ -10,9 +10,11 @@ pub mod memory;
 mod text;
 mod time;
 
+use std::path::PathBuf;
+
 use burn::tensor::Device;
 use distill_models::{LlamaConfig, WeightGrids};
-use distill_recipe::{Backend, OptimizerState, Recipe, TokenizerChoice};
+use distill_recipe::{Backend, Engine, OptimizerState, Recipe, TokenizerChoice};
 use serde::Serialize;
 
 pub use disk::Disk;
@@ -39,8 +41,19 @@ pub struct Shapes {
     pub student: LlamaConfig,
     /// The teacher.
     pub teacher: Option<LlamaConfig>,
+    /// Where the teacher lies, if the edge runtime computes it.
+    pub teacher_file: Option<TeacherFile>,
     /// Tokens that exist. Of a tokenizer that the recipe trains, those that it asks for.
     pub vocabulary: usize,
+}
+
+/// The file of a teacher that the edge runtime computes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TeacherFile {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
 }
 
 impl Shapes {
@@ -66,7 +79,19 @@ impl Shapes {
         let student =
             student_config(recipe, paths, teacher.as_ref(), |new| shape_of(new, vocabulary))?;
         check_shape(recipe, &student)?;
-        Ok(Self { student, teacher, vocabulary })
+        let teacher_file = match (&recipe.teacher, &paths.teacher) {
+            (Some(teacher), Some(path)) if teacher.local.engine == Engine::Runtime => {
+                let source = |source| TrainError::Io {
+                    action: "reading the size of",
+                    path: path.clone(),
+                    source,
+                };
+                let bytes = std::fs::metadata(path).map_err(source)?.len();
+                Some(TeacherFile { path: path.clone(), bytes })
+            }
+            _ => None,
+        };
+        Ok(Self { student, teacher, teacher_file, vocabulary })
     }
 }
 
@@ -77,6 +102,8 @@ pub struct Workload<'a> {
     pub student: &'a LlamaConfig,
     /// The teacher's.
     pub teacher: Option<&'a LlamaConfig>,
+    /// Where the teacher lies, if the edge runtime computes it.
+    pub teacher_file: Option<&'a TeacherFile>,
     /// Tokens that exist.
     pub vocabulary: usize,
     /// The grids trained on.
@@ -112,6 +139,7 @@ impl<'a> Workload<'a> {
         Self {
             student: &shapes.student,
             teacher: shapes.teacher.as_ref(),
+            teacher_file: shapes.teacher_file.as_ref(),
             // A model that has fewer rows is refused when it is read.
             vocabulary: rows.min(shapes.vocabulary),
             grids: prepare::grids(recipe),
@@ -144,6 +172,8 @@ pub struct Plan {
     pub student_parameters: u64,
     /// Parameters of the teacher.
     pub teacher_parameters: Option<u64>,
+    /// What computes the teacher.
+    pub teacher_engine: Option<Engine>,
     /// The text.
     pub text: Text,
     /// Optimiser steps.
@@ -211,6 +241,7 @@ impl Plan {
         Ok(Self {
             student_parameters: shapes.student.parameters() as u64,
             teacher_parameters: shapes.teacher.as_ref().map(|t| t.parameters() as u64),
+            teacher_engine: recipe.teacher.as_ref().map(|teacher| teacher.local.engine),
             epochs: (steps * step_tokens) as f64 / trained_on.max(1.0),
             text,
             steps,

@@ -8,12 +8,13 @@
 //! t is the time of [`MicroBatch::backward`] on a model of random weights with k of the student's
 //! layers; there is nothing in it to calibrate, so that it stays right when an operator becomes
 //! faster. The first has a vocabulary of one block, the second no layers. The teacher's layers and
-//! the update are taken in proportion likewise.
+//! the update are taken in proportion likewise; a teacher in the edge runtime reads the batch.
 
 use std::time::Instant;
 
 use burn::tensor::Device;
 use distill_data::Batch;
+use distill_edge::{LoadOptions, Model};
 use distill_eval::Score;
 use distill_models::parameters::{self, NamedTensors};
 use distill_models::{LlamaConfig, LlamaForCausalLM, WeightGrids};
@@ -26,7 +27,7 @@ use crate::TrainError;
 use crate::backward::MicroBatch;
 use crate::optimizer::{AdamW, clip, global_norm};
 use crate::student::Student;
-use crate::teacher::{LocalTeacher, Signal, Teacher, forward};
+use crate::teacher::{LocalTeacher, RuntimeTeacher, Signal, Teacher, forward};
 
 /// Layers of the model that is timed, where the student has as many.
 const LAYERS: usize = 4;
@@ -161,14 +162,25 @@ impl Layers {
         // With checkpointing the last layer is not computed twice: it is one of those timed, but
         // none of those that the student has more.
         let again = if work.activation_checkpointing { forward / count as f64 } else { 0.0 };
-        let teacher = work.teacher.map_or(0.0, |teacher| {
-            let count = teacher.num_hidden_layers.min(LAYERS);
-            let [all, none] = [count, 0].map(|layers| {
-                let model = random_model(&block_of(teacher, layers), device);
-                median(|| drop(crate::teacher::forward(&model, &batch, device)))
-            });
-            batches * (all - none).max(0.0) / count as f64
-        });
+        let teacher = match (work.teacher, work.teacher_file) {
+            (None, _) => 0.0,
+            (Some(teacher), None) => {
+                let count = teacher.num_hidden_layers.min(LAYERS);
+                let [all, none] = [count, 0].map(|layers| {
+                    let model = random_model(&block_of(teacher, layers), device);
+                    median(|| drop(crate::teacher::forward(&model, &batch, device)))
+                });
+                batches * (all - none).max(0.0) / count as f64
+            }
+            // The runtime has layers of no other model than the file's.
+            (Some(teacher), Some(file)) => {
+                let model = Model::load(&file.path, &LoadOptions::default())?;
+                let device = device.clone();
+                let runtime = RuntimeTeacher::new(&model, VOCABULARY, work.sequence, device)?;
+                let all = median(|| drop(runtime.signal(&batch)));
+                batches * all / teacher.num_hidden_layers.max(1) as f64
+            }
+        };
         // Norms and a block of the embedding are nothing beside the layers' matrices.
         let update = all[2] / count as f64;
         Ok(Self { backward: backward + again, forward, teacher, update })

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use burn::tensor::Device;
-use distill_recipe::{Document, Recipe};
+use distill_recipe::{Document, Engine, Recipe};
 use distill_train::plan::{MemoryPlan, Shapes, Time};
 use distill_train::{LocalPaths, Plan, TrainError, prepare};
 use serde::Serialize;
@@ -71,9 +71,13 @@ impl WholePlan {
         rows.add("student", format!("{} parameters", count(plan.student_parameters)));
         if let Some(teacher) = plan.teacher_parameters {
             let tokens = count(plan.steps * plan.step_tokens);
+            let place = match plan.teacher_engine {
+                Some(Engine::Runtime) => "the edge runtime",
+                _ => "this process",
+            };
             rows.add(
                 "teacher",
-                format!("{} parameters, reads {tokens} tokens in this process", count(teacher)),
+                format!("{} parameters, reads {tokens} tokens in {place}", count(teacher)),
             );
         }
         let text = &plan.text;

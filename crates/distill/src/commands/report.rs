@@ -12,6 +12,7 @@ use distill_eval::report::{Curve, ExportedFile, Row, RowKind, RunReport, Sample,
 use distill_eval::{Parity, Score, runtime};
 use distill_models::parameters;
 use distill_recipe::{Recipe, StudentInit};
+use distill_train::TeacherModel;
 use distill_train::evaluate::evaluate;
 use distill_train::metrics::{self, Record};
 use distill_train::prepare::Prepared;
@@ -87,12 +88,22 @@ fn graph_rows(
     device: &Device,
 ) -> Result<Vec<Row>, Failure> {
     let mut rows = Vec::new();
-    if let (Some(teacher), Some(report)) = (&prepared.teacher_model, &prepared.teacher_report) {
-        let held_out = &prepared.dataset.held_out;
+    if let Some(teacher) = &prepared.teacher_model {
+        let (held_out, vocabulary) = (&prepared.dataset.held_out, prepared.vocabulary);
         let count = recipe.eval.sequences;
-        let score = evaluate(teacher, None, held_out, count, prepared.vocabulary, device)?;
+        let (score, through, path) = match teacher {
+            TeacherModel::Graph(model, report) => {
+                let score = evaluate(model, None, held_out, count, vocabulary, device)?;
+                (score, "graph".to_owned(), report.path.as_path())
+            }
+            TeacherModel::Runtime(model) => {
+                let threads = hardware::threads();
+                let score = runtime::evaluate(model, held_out, count, vocabulary, threads, None)?;
+                (score, through_runtime(model), model.path())
+            }
+        };
         let record = record_of(&score, 0, "teacher");
-        rows.push(row(RowKind::Teacher, "teacher", "graph", &record, weights_bytes(&report.path)));
+        rows.push(row(RowKind::Teacher, "teacher", &through, &record, weights_bytes(path)));
     }
     let newest = |split: &str| records.iter().rev().find(|r| r.split == split);
     let graph = |record: &Record| format!("graph, step {}", record.step);
@@ -116,6 +127,10 @@ fn graph_rows(
         rows.extend(newest(split).map(|r| row(kind, name, &graph(r), r, bytes)));
     }
     Ok(rows)
+}
+
+fn through_runtime(model: &Model) -> String {
+    format!("runtime, {}", runtime::configuration(model, KvType::default()))
 }
 
 fn row(kind: RowKind, model: &str, through: &str, record: &Record, bytes: Option<u64>) -> Row {
@@ -164,7 +179,7 @@ fn runtime_row(
         BenchOptions { prompt: 0, generate: 64, depth: 64, threads, ..BenchOptions::default() };
     let speed = bench(model, &options)?;
     let record = record_of(&score, 0, "runtime");
-    let through = format!("runtime, {}", runtime::configuration(model, KvType::default()));
+    let through = through_runtime(model);
     let bytes = exported.gguf.as_deref().and_then(weights_bytes);
     let mut row = row(RowKind::ExportedRuntime, "student, exported", &through, &record, bytes);
     row.tokens_per_second = Some(speed.decode.median());

@@ -1,9 +1,11 @@
 //! `distill run`: plan, prepare, train, export, verify, report. Each step leaves files behind that
 //! the next one reads, so a run that was cut short goes on with `--resume`.
 
+use distill_edge::KvType;
+use distill_eval::runtime;
 use distill_models::LoadReport;
 use distill_recipe::Recipe;
-use distill_train::{Trainer, checkpoint, prepare};
+use distill_train::{TeacherModel, Trainer, checkpoint, prepare};
 
 use super::plan::WholePlan;
 use super::{export, report, verify};
@@ -60,8 +62,13 @@ fn on_this_thread(args: &cli::Run) -> Result<(), Failure> {
         recipe.data.sequence_length,
         prepared.dataset.held_out.len()
     );
-    if let Some(report) = &prepared.teacher_report {
-        loaded("teacher", report);
+    match &prepared.teacher_model {
+        Some(TeacherModel::Graph(_, report)) => loaded("teacher", report),
+        Some(TeacherModel::Runtime(model)) => {
+            let computes = runtime::configuration(model, KvType::F32);
+            eprintln!("teacher {} in the edge runtime ({computes})", model.path().display());
+        }
+        None => {}
     }
 
     let first = || {

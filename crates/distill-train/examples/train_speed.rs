@@ -13,6 +13,7 @@ use distill_models::parameters::NamedTensors;
 use distill_models::{
     ActivationGrid, Backend, LlamaConfig, LlamaForCausalLM, WeightGrid, WeightGrids,
 };
+use distill_ops::memory::{self, Aligned};
 use distill_recipe::{Lora, LoraTarget, OptimizerState, Schedule, Train};
 use distill_train::Student;
 use distill_train::backward::MicroBatch;
@@ -21,9 +22,10 @@ use distill_train::optimizer::{AdamW, clip, global_norm};
 use distill_train::teacher::{LocalTeacher, RuntimeTeacher, Teacher};
 
 #[global_allocator]
-static ALLOCATOR: distill_ops::memory::Aligned = distill_ops::memory::Aligned;
+static ALLOCATOR: Aligned = Aligned;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    memory::keep_what_is_freed();
     rayon::scope(|_| work().map_err(|e| e.to_string())).map_err(Into::into)
 }
 

@@ -16,12 +16,13 @@ mod run_directory;
 use std::process::ExitCode;
 
 use clap::Parser;
-use distill_ops::memory::Aligned;
+use distill_ops::memory::{self, Aligned};
 
 #[global_allocator]
 static ALLOCATOR: Aligned = Aligned;
 
 fn main() -> ExitCode {
+    memory::keep_what_is_freed();
     let command = cli::Cli::parse().command;
     match commands::dispatch(command) {
         Ok(()) => ExitCode::SUCCESS,

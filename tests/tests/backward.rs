@@ -10,6 +10,7 @@ use distill_data::Batch;
 use distill_models::parameters::{self, NamedTensors};
 use distill_models::quantized::quantize;
 use distill_models::{ActivationGrid, Backend, WeightGrid, WeightGrids};
+use distill_recipe::Precision;
 use distill_train::backward::MicroBatch;
 use distill_train::loss::{Distillation, Divergence};
 use distill_train::teacher::{LocalTeacher, Teacher};
@@ -62,6 +63,7 @@ fn gradients(device: &Device, tied: bool, distil: bool, activation_checkpointing
         vocabulary: config.vocab_size,
         denominator: batch.valid_tokens(),
         activation_checkpointing,
+        precision: Precision::F32,
     }
     .backward(&model, &mut gradients);
     let values = |(name, tensor)| (name, parameters::values(tensor));
@@ -74,6 +76,8 @@ fn every_parameter_has_the_same_gradient_on_every_backend() {
         Backend::Ndarray,
         #[cfg(feature = "wgpu")]
         Backend::Wgpu,
+        #[cfg(feature = "cuda")]
+        Backend::Cuda,
     ];
     let flex = Backend::Flex.device().expect("flex");
     for (tied, distil) in [(true, false), (true, true), (false, true)] {

@@ -37,6 +37,8 @@ fn logits_equal_a_float64_forward_pass() {
             Backend::Ndarray,
             #[cfg(feature = "wgpu")]
             Backend::Wgpu,
+            #[cfg(feature = "cuda")]
+            Backend::Cuda,
         ];
         for backend in backends {
             let device = backend.device().expect("this build has it");

@@ -23,6 +23,8 @@ fn targets() -> Vec<Target> {
         ("ndarray", Backend::Ndarray, true),
         #[cfg(feature = "wgpu")]
         ("wgpu", Backend::Wgpu, false),
+        #[cfg(feature = "cuda")]
+        ("cuda", Backend::Cuda, false),
     ];
     backends
         .into_iter()

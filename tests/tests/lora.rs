@@ -16,7 +16,7 @@ use distill_models::{
     ActivationGrid, Backend, LlamaForCausalLM, Lora, LoraOptions, ModelError, WeightGrid,
     WeightGrids, load_pretrained,
 };
-use distill_recipe::Recipe;
+use distill_recipe::{Precision, Recipe};
 use distill_train::backward::MicroBatch;
 use distill_train::{LocalPaths, TrainError, Trainer, prepare};
 use tiny::{tiny_config, weights_of};
@@ -74,6 +74,7 @@ fn gradients(model: &LlamaForCausalLM, activation_checkpointing: bool) -> (f64, 
         vocabulary: model.config.vocab_size,
         denominator: batch.valid_tokens(),
         activation_checkpointing,
+        precision: Precision::F32,
     }
     .backward(model, &mut gradients);
     (sums.loss, gradients)

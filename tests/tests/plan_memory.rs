@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use distill_data::Batch;
 use distill_models::parameters::NamedTensors;
 use distill_models::{ActivationGrid, LlamaConfig, LlamaForCausalLM, WeightGrid, WeightGrids};
-use distill_recipe::{Document, Lora, LoraTarget, OptimizerState, Recipe};
+use distill_recipe::{Document, Lora, LoraTarget, OptimizerState, Precision, Recipe};
 use distill_train::backward::MicroBatch;
 use distill_train::loss::{Distillation, Divergence};
 use distill_train::optimizer::AdamW;
@@ -124,6 +124,7 @@ fn peak_of_a_step(work: &Workload<'_>) -> f64 {
                 vocabulary: work.vocabulary,
                 denominator: work.accumulation * batch.valid_tokens(),
                 activation_checkpointing: work.activation_checkpointing,
+                precision: Precision::F32,
             };
             micro_batch.backward(&live, &mut gradients);
         }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use distill_ops::{Gate, Norm, Positions, Shape, plain};
 
 use crate::lora::Adapter;
@@ -249,6 +249,17 @@ impl LlamaForCausalLM {
             keep.contains(&(index - 1))
         });
         Ok(self)
+    }
+
+    /// The same weights, those of the layers' matrices in bf16: their products are computed so, by
+    /// [`plain::linear`]. Only where no operator is fused.
+    #[must_use]
+    pub fn with_bf16_linears(mut self) -> Self {
+        for (_, linear) in self.linears_mut() {
+            let weight = linear.weight.val().cast(FloatDType::BF16);
+            linear.weight = Param::initialized(linear.weight.id, weight);
+        }
+        self
     }
 
     /// Final hidden states, the head's input. `input_ids` is `[batch, tokens]`, the result

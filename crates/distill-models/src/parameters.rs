@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Gradients, Tensor};
+use burn::tensor::{DType, FloatDType, Gradients, Tensor};
 
 use crate::LlamaForCausalLM;
 use crate::lora::{self, Adapter};
@@ -138,7 +138,13 @@ pub fn accumulate_gradients(
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(gradient) = param.val().grad_remove(self.1) {
                 let elements: usize = gradient.dims().iter().product();
-                add(self.2, self.0.name(), gradient.reshape([elements]));
+                let gradient = gradient.reshape([elements]);
+                // Those of bf16 weights are summed in f32.
+                let gradient = match gradient.dtype() {
+                    DType::F32 => gradient,
+                    _ => gradient.cast(FloatDType::F32),
+                };
+                add(self.2, self.0.name(), gradient);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The operators as plain tensor operations: what backends without fused ones run, and what the
 //! fused ones are tested against.
 
-use burn::tensor::{IndexingUpdateOp, Tensor, TensorData, activation};
+use burn::tensor::{DType, FloatDType, IndexingUpdateOp, Tensor, TensorData, activation};
 
 use crate::Positions;
 use crate::cpu::adamw::Update;
@@ -34,11 +34,18 @@ pub fn linears<const N: usize>(x: Tensor<3>, weights: [Tensor<2>; N]) -> Tensor<
     Tensor::cat(weights.map(|weight| linear(x.clone(), weight)).to_vec(), 2)
 }
 
-/// See [`crate::linear`].
+/// See [`crate::linear`]. A weight in bf16 is multiplied in bf16; the result is as x is.
 pub fn linear(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
     let [batch, tokens, input] = x.dims();
     let out = weight.dims()[0];
-    x.reshape([batch * tokens, input]).matmul(weight.transpose()).reshape([batch, tokens, out])
+    let x = x.reshape([batch * tokens, input]);
+    let y = match (x.dtype(), weight.dtype()) {
+        (DType::F32, DType::BF16) => {
+            x.cast(FloatDType::BF16).matmul(weight.transpose()).cast(FloatDType::F32)
+        }
+        _ => x.matmul(weight.transpose()),
+    };
+    y.reshape([batch, tokens, out])
 }
 
 /// See [`crate::attention`].

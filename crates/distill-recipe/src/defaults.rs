@@ -1,6 +1,8 @@
 //! Every default of a recipe, once. `raw` shows them in the JSON schema, `resolve` fills them in.
 
-use crate::resolved::{ActivationGrid, Backend, Engine, KvCache, LoraTarget, OptimizerState};
+use crate::resolved::{
+    ActivationGrid, Backend, Engine, KvCache, LoraTarget, OptimizerState, Precision,
+};
 
 pub(crate) const SEED: u64 = 0;
 pub(crate) const BACKEND: Backend = Backend::Flex;
@@ -43,6 +45,7 @@ pub(crate) const WEIGHT_DECAY: f64 = 0.0;
 pub(crate) const BETA1: f64 = 0.9;
 pub(crate) const BETA2: f64 = 0.95;
 pub(crate) const EPSILON: f64 = 1e-8;
+pub(crate) const PRECISION: Precision = Precision::F32;
 pub(crate) const OPTIMIZER_STATE: OptimizerState = OptimizerState::F32;
 pub(crate) const CLIP_NORM: f64 = 1.0;
 /// `eval_every` is this part of `steps`: one in five.

@@ -180,6 +180,12 @@ pub enum ProblemKind {
     /// The runtime was asked for a model that it does not read.
     #[error("`teacher.local.engine = \"runtime\"` reads `.gguf` files, and `from` is none")]
     EngineNeedsGguf,
+    /// A precision that is for other runs.
+    #[error("`train.precision = \"bf16\"` does not go with {with}")]
+    Bf16 {
+        /// What it does not go with.
+        with: &'static str,
+    },
     /// A `beta` that would do nothing.
     #[error("`distill.beta` belongs to `loss = \"jsd\"`, and the loss is \"{loss}\"")]
     BetaWithoutJsd {
@@ -373,6 +379,9 @@ impl ProblemKind {
                  `owner/name/file.gguf`), or remove `engine` to compute the teacher in the training \
                  graph"
                 .to_owned(),
+            Self::Bf16 { .. } => "set `backend` to \"cuda\" or \"wgpu\" and train all weights, or \
+                 remove `precision`"
+                .to_owned(),
             Self::BetaWithoutJsd { .. } => "set `loss = \"jsd\"`, or remove `beta`".to_owned(),
             Self::StartStep { steps, .. } => {
                 format!("choose a step below {steps}; half of it is a good start")
@@ -420,6 +429,7 @@ impl ProblemKind {
             Self::Budget { .. } => "out of reach",
             Self::KeepLayersWithoutTeacher | Self::DistillWithoutTeacher => "no teacher",
             Self::EngineNeedsGguf => "reads GGUF alone",
+            Self::Bf16 { .. } => "for GPUs, and all weights",
             Self::KeepLayersOrder { .. } => "not increasing",
             Self::HeadDim { .. } | Self::KeyValueHeads { .. } => "does not divide",
             Self::OddHeadDim { .. } => "odd",

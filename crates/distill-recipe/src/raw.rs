@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::defaults;
 use crate::resolved::{
-    ActivationGrid, Backend, Engine, KvCache, LoraTarget, OptimizerState, WeightGrid,
+    ActivationGrid, Backend, Engine, KvCache, LoraTarget, OptimizerState, Precision, WeightGrid,
 };
 
 /// A value and the bytes of the document it was written in.
@@ -331,6 +331,10 @@ pub(crate) struct Train {
     /// Added to the root of the second moment.
     #[schemars(extend("exclusiveMinimum" = 0), extend("default" = defaults::EPSILON))]
     pub(crate) epsilon: Option<Written<f64>>,
+    /// What the layers' matrix products compute in; `bf16` is for GPUs (`backend = "cuda"` or
+    /// `"wgpu"`), not for LoRA. Master weights, norms, attention, head and loss stay in f32.
+    #[schemars(extend("default" = defaults::PRECISION))]
+    pub(crate) precision: Option<Written<Precision>>,
     /// The type in which both moments are kept. Smaller ones are rounded stochastically, so that they
     /// stay right on average; on other backends than `flex` they lie in the host's memory and the
     /// update runs on the CPU.

@@ -12,9 +12,9 @@ use crate::error::{Problem, RecipeError};
 use crate::problem::ProblemKind;
 use crate::raw::{self, Loss, ScheduleKind, Written};
 use crate::resolved::{
-    ActivationGrid, Data, Device, Distill, DivergenceKind, Engine, Eval, Export, LocalTeacher,
-    Lora, LoraTarget, ModelRef, NewModel, Quantize, Recipe, Schedule, Student, StudentInit,
-    Teacher, TokenizerChoice, Train, WeightGrid,
+    ActivationGrid, Backend, Data, Device, Distill, DivergenceKind, Engine, Eval, Export,
+    LocalTeacher, Lora, LoraTarget, ModelRef, NewModel, Precision, Quantize, Recipe, Schedule,
+    Student, StudentInit, Teacher, TokenizerChoice, Train, WeightGrid,
 };
 use crate::shape;
 
@@ -108,6 +108,7 @@ impl Resolver<'_> {
     fn recipe(&mut self, written: &raw::Recipe) -> Option<Recipe> {
         self.name(&written.name);
         let train = self.train(&written.train);
+        self.precision(written, &train);
         let quantize =
             written.quantize.as_ref().map(|quantize| self.quantize(quantize, &written.train));
         let student = self.student(written, quantize.as_ref());
@@ -475,12 +476,28 @@ impl Resolver<'_> {
             beta1: or(&written.beta1, defaults::BETA1),
             beta2: or(&written.beta2, defaults::BETA2),
             epsilon: or(&written.epsilon, defaults::EPSILON),
+            precision: or(&written.precision, defaults::PRECISION),
             optimizer_state: or(&written.optimizer_state, defaults::OPTIMIZER_STATE),
             clip_norm: or(&written.clip_norm, defaults::CLIP_NORM),
             eval_every,
             checkpoint_every: or(&written.checkpoint_every, eval_every),
             keep_checkpoints: or(&written.keep_checkpoints, defaults::KEEP_CHECKPOINTS),
             lora: written.lora.as_ref().map(|lora| self.lora(lora.value())),
+        }
+    }
+
+    fn precision(&mut self, recipe: &raw::Recipe, train: &Train) {
+        let written = &recipe.train;
+        let Some(place) = written.precision.as_ref().filter(|_| train.precision == Precision::Bf16)
+        else {
+            return;
+        };
+        if matches!(or(&recipe.backend, defaults::BACKEND), Backend::Flex | Backend::Ndarray) {
+            let others = self::place(&recipe.backend, "a CPU backend");
+            self.push(ProblemKind::Bf16 { with: "a CPU backend" }, place.span(), &others);
+        } else if let Some(lora) = &written.lora {
+            let others = [(lora.span(), "factors beside frozen weights")];
+            self.push(ProblemKind::Bf16 { with: "[train.lora]" }, place.span(), &others);
         }
     }
 

@@ -302,6 +302,9 @@ pub struct Train {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub epsilon: f64,
+    /// What the layers' matrix products compute in while training.
+    #[serde(default)]
+    pub precision: Precision,
     /// The type in which both moments are kept from step to step.
     pub optimizer_state: OptimizerState,
     /// Largest global norm of the gradient; infinite: never clipped.
@@ -315,6 +318,18 @@ pub struct Train {
     /// Low-rank factors that are trained in place of the weights; `None` trains all weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<Lora>,
+}
+
+/// What the layers' matrix products compute in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// binary32.
+    #[default]
+    F32,
+    /// bfloat16, on GPUs. Weights and all else stay in f32: norms, attention, head, loss, gradients
+    /// once they are made, the optimiser; so do evaluations.
+    Bf16,
 }
 
 /// A type for the moments of the optimiser.

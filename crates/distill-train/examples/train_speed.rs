@@ -1,12 +1,15 @@
 //! Seconds of a training step on random weights and tokens, as JSON:
 //! `train_speed LOSS BATCH TOKENS STEPS [GRID [OPTION…]]`, with LOSS `cross_entropy`, `forward_kl` or `jsd` (a
 //! teacher of the same size), GRID `float`, `q4_0` or `q4_0_q8_0` (activations too), and OPTION `checkpointing`,
-//! `bf16` or `8bit` (the optimiser's state), `lora=RANK`, `teacher=MODEL.gguf` (in the edge runtime). The shape is
-//! SmolLM2-135M's.
+//! `bf16` or `8bit` (the optimiser's state), `lora=RANK`, `teacher=MODEL.gguf` (in the edge runtime), `precision=bf16`,
+//! `profile` (shows the operators),
+//! `backend=wgpu` or `backend=cuda` (with the cargo feature). The shape is SmolLM2-135M's. On a GPU the share of what
+//! its products of matrices alone reach is told too.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
+use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use distill_data::Batch;
 use distill_edge::{LoadOptions, Model};
 use distill_models::parameters::NamedTensors;
@@ -14,7 +17,8 @@ use distill_models::{
     ActivationGrid, Backend, LlamaConfig, LlamaForCausalLM, WeightGrid, WeightGrids,
 };
 use distill_ops::memory::{self, Aligned};
-use distill_recipe::{Lora, LoraTarget, OptimizerState, Schedule, Train};
+use distill_ops::profile::{self, Profile};
+use distill_recipe::{Lora, LoraTarget, OptimizerState, Precision, Schedule, Train};
 use distill_train::Student;
 use distill_train::backward::MicroBatch;
 use distill_train::loss::{Distillation, Divergence};
@@ -41,7 +45,7 @@ fn work() -> Result<(), Box<dyn std::error::Error>> {
         Some(_) => return Err("expected float, q4_0 or q4_0_q8_0".into()),
     };
     let mut train = train();
-    let mut file = None;
+    let (mut file, mut backend, mut profiled) = (None, Backend::Flex, false);
     for option in rest.iter().skip(4) {
         match option.split_once('=').unwrap_or((option, "")) {
             ("checkpointing", _) => train.activation_checkpointing = true,
@@ -51,11 +55,18 @@ fn work() -> Result<(), Box<dyn std::error::Error>> {
                 let (rank, targets) = (rank.parse()?, LoraTarget::ALL.to_vec());
                 train.lora = Some(Lora { rank, alpha: rank as f64, targets });
             }
+            ("precision", "bf16") => train.precision = Precision::Bf16,
+            ("backend", "wgpu") => backend = Backend::Wgpu,
+            ("backend", "cuda") => backend = Backend::Cuda,
+            ("profile", _) => profiled = true,
             ("teacher", path) => file = Some(PathBuf::from(path)),
-            _ => return Err("expected checkpointing, bf16, 8bit, lora= or teacher=".into()),
+            _ => return Err(
+                "expected checkpointing, bf16, 8bit, lora=, teacher=, precision=bf16 or backend="
+                    .into(),
+            ),
         }
     }
-    let device = Backend::Flex.device()?;
+    let device = backend.device()?;
     let config = smollm2();
     let distillation = match loss.as_str() {
         "cross_entropy" => None,
@@ -86,7 +97,10 @@ fn work() -> Result<(), Box<dyn std::error::Error>> {
     let batch = batch(sequences, tokens, config.vocab_size);
     let mut seconds = Vec::new();
     let mut last = 0.0;
-    for _ in 0..steps {
+    for step in 0..steps {
+        if profiled && step == 1 {
+            profile::start();
+        }
         let begin = Instant::now();
         let live = student.live(&grids);
         let signal = teacher.as_ref().map(|teacher| teacher.signal(&batch)).transpose()?;
@@ -98,6 +112,7 @@ fn work() -> Result<(), Box<dyn std::error::Error>> {
             vocabulary: config.vocab_size,
             denominator: valid,
             activation_checkpointing: train.activation_checkpointing,
+            precision: train.precision,
         };
         let sums = micro_batch.backward(&live, &mut gradients);
         last = sums.loss / valid as f64;
@@ -107,15 +122,77 @@ fn work() -> Result<(), Box<dyn std::error::Error>> {
         student.update(&mut optimizer, gradients, clip, 1e-4);
         seconds.push(begin.elapsed().as_secs_f64());
     }
+    if let Some(profile) = profile::stop() {
+        show(&profile, steps - 1);
+    }
+    let gpu = match backend {
+        Backend::Flex | Backend::Ndarray => String::new(),
+        _ => {
+            let median = median(&seconds[1.min(steps - 1)..]);
+            let limit = product_limit(&device, train.precision);
+            let operations = operations(&config, sequences * tokens, tokens, teacher.is_some());
+            let share = operations / median / limit;
+            format!(", \"product_limit_flops\": {limit:.4e}, \"share\": {share:.3}")
+        }
+    };
     println!(
         "{{\"seconds\": {seconds:?}, \"tokens\": {}, \"loss\": {last}, \"trained\": {}, \
-         \"state_bytes\": {}, \"peak_bytes\": {}}}",
+         \"state_bytes\": {}, \"peak_bytes\": {}{gpu}}}",
         sequences * tokens,
         student.trained(),
         optimizer.state_bytes(),
         peak_bytes()?
     );
     Ok(())
+}
+
+/// Milliseconds of a step and threads that worked, operator by operator.
+fn show(profile: &Profile, steps: usize) {
+    let mut operators: Vec<_> = profile.operators.iter().collect();
+    operators.sort_by(|a, b| b.1.times.wall.total_cmp(&a.1.times.wall));
+    for (name, found) in operators {
+        let (wall, work) = (found.times.wall, found.times.processor / found.times.wall);
+        let rate = found.flops as f64 / wall / 1e9;
+        eprintln!(
+            "{name:32}{:9.1} ms {work:6.2} threads {rate:8.0} GFLOP/s",
+            1e3 * wall / steps as f64
+        );
+    }
+    eprintln!("{:32}{:9.1} ms", "all", 1e3 * profile.all.wall / steps as f64);
+}
+
+/// Multiplications and additions of a step: two for a weight and token forward, four backward.
+fn operations(config: &LlamaConfig, count: usize, tokens: usize, teacher: bool) -> f64 {
+    let looks = config.num_hidden_layers * config.num_attention_heads * config.head_dim * tokens;
+    let forward = 2.0 * (config.parameters() + looks) as f64 * count as f64;
+    forward * if teacher { 4.0 } else { 3.0 }
+}
+
+/// Operations a second of large square products alone.
+fn product_limit(device: &Device, precision: Precision) -> f64 {
+    const SIZE: usize = 4096;
+    const PRODUCTS: usize = 20;
+    let square = Tensor::<2>::random([SIZE, SIZE], Distribution::Uniform(-1.0, 1.0), device);
+    let square = match precision {
+        Precision::F32 => square,
+        Precision::Bf16 => square.cast(FloatDType::BF16),
+    };
+    // Reading an element waits for what it is made of.
+    let wait = |x: Tensor<2>| drop(x.slice([0..1, 0..1]).into_data());
+    wait(square.clone().matmul(square.clone()));
+    let begin = Instant::now();
+    let mut x = square.clone();
+    for _ in 0..PRODUCTS {
+        x = square.clone().matmul(x).div_scalar(SIZE as f32);
+    }
+    wait(x);
+    (2 * PRODUCTS * SIZE.pow(3)) as f64 / begin.elapsed().as_secs_f64()
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 fn quantized(activations: ActivationGrid) -> WeightGrids {
@@ -154,6 +231,7 @@ fn train() -> Train {
         beta1: 0.9,
         beta2: 0.999,
         epsilon: 1e-8,
+        precision: Precision::F32,
         optimizer_state: OptimizerState::F32,
         clip_norm: 1.0,
         activation_checkpointing: false,

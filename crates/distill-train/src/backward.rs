@@ -4,6 +4,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use distill_data::Batch;
 use distill_models::LlamaForCausalLM;
 use distill_models::parameters::{self, NamedTensors};
+use distill_recipe::Precision;
 
 use crate::head::{HeadInput, LossSums};
 use crate::loss::Distillation;
@@ -23,6 +24,8 @@ pub struct MicroBatch<'a> {
     /// Whether only the inputs of the layers are kept, and each layer is computed again for its
     /// gradients (Chen et al. 2016): a third more arithmetic, a fraction of the memory.
     pub activation_checkpointing: bool,
+    /// What the products of the layers compute in.
+    pub precision: Precision,
 }
 
 impl MicroBatch<'_> {
@@ -33,6 +36,14 @@ impl MicroBatch<'_> {
         let batch = self.batch;
         let device = model.head().device();
         let frozen = model.is_adapted();
+        let in_bf16;
+        let model = match self.precision {
+            Precision::F32 => model,
+            Precision::Bf16 => {
+                in_bf16 = model.clone().with_bf16_linears();
+                &in_bf16
+            }
+        };
         let live = parameters::tracked(model);
         let positions = model.config.packed(batch.batch, &batch.position_ids, &batch.document_ids);
         // The layers in runs, each with a graph of its own.

@@ -190,6 +190,7 @@ impl<'a> Trainer<'a> {
             vocabulary: self.prepared.vocabulary,
             denominator: valid,
             activation_checkpointing: self.recipe.train.activation_checkpointing,
+            precision: self.recipe.train.precision,
         };
         Ok(micro_batch.backward(live, gradients))
     }

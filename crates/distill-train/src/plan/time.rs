@@ -18,7 +18,7 @@ use distill_edge::{LoadOptions, Model};
 use distill_eval::Score;
 use distill_models::parameters::{self, NamedTensors};
 use distill_models::{LlamaConfig, LlamaForCausalLM, WeightGrids};
-use distill_recipe::{Recipe, Train};
+use distill_recipe::{Precision, Recipe, Train};
 use serde::Serialize;
 
 use super::Workload;
@@ -275,6 +275,7 @@ impl<'a> Timed<'a> {
             vocabulary: self.vocabulary,
             denominator: batch.valid_tokens(),
             activation_checkpointing: self.work.activation_checkpointing,
+            precision: Precision::F32,
         };
         let mut gradients = NamedTensors::new();
         Ok(median(|| {
@@ -294,6 +295,7 @@ impl<'a> Timed<'a> {
             vocabulary: self.vocabulary,
             denominator: batch.valid_tokens(),
             activation_checkpointing: false,
+            precision: Precision::F32,
         };
         let mut gradients = NamedTensors::new();
         micro_batch.backward(&self.student.live(grids), &mut gradients);

@@ -1,7 +1,7 @@
 //! Fused operators against the same ones in plain tensor operations, values and gradients, on the
 //! CPU backends.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use distill_ops::{
     Gate, Norm, Positions, Shape, attention, gated, linear, linears, plain, rms_norm,
 };
@@ -115,6 +115,36 @@ fn products() {
         &|[x, a, b, c]| linears(x, three([a, b, c])),
         &|[x, a, b, c]| plain::linears(x, three([a, b, c])),
     );
+}
+
+/// On flex, which converts to f32 and back: what is rounded is the same as on a GPU.
+#[test]
+fn a_weight_in_bf16_is_multiplied_in_bf16_with_its_gradients() {
+    let device = Device::flex();
+    let leaf = |dims: [usize; 2], seed: usize| {
+        let value = |i: usize| ((i * 7919 + seed) % 1013) as f32 / 506.0 - 1.0;
+        let data: Vec<f32> = (0..dims[0] * dims[1]).map(value).collect();
+        Tensor::<2>::from_data(TensorData::new(data, dims), &device)
+    };
+    let (x, w, g) = (leaf([6, 64], 3), leaf([40, 64], 5), leaf([6, 40], 8));
+    let run = |w: Tensor<2>| {
+        let (x, w) = (x.clone().autodiff().require_grad(), w.autodiff().require_grad());
+        let y = plain::linear(x.clone().reshape([1, 6, 64]), w.clone()).reshape([6, 40]);
+        assert_eq!(y.dtype(), DType::F32);
+        let mut found = (y.clone() * Tensor::from_inner(g.clone())).sum().backward();
+        let of_x = x.grad_remove(&mut found).expect("asked for");
+        let of_w = w.grad_remove(&mut found).expect("asked for");
+        let f32 = |x: Tensor<2>| x.cast(FloatDType::F32).into_data().try_into_vec::<f32>();
+        [y.inner(), of_x, of_w].map(|x| f32(x).expect("floats"))
+    };
+    let (exact, rounded) = (run(w.clone()), run(w.cast(FloatDType::BF16)));
+    for (exact, rounded) in exact.iter().zip(&rounded) {
+        let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+        let error = norm(&mut exact.iter().zip(rounded).map(|(a, b)| a - b));
+        let share = error / norm(&mut exact.iter().copied());
+        // Eight bits of a significand; not exact, or nothing was rounded.
+        assert!(share > 1e-5 && share < 8e-3, "{share}");
+    }
 }
 
 #[test]

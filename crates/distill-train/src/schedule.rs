@@ -45,6 +45,7 @@ mod tests {
             beta1: 0.9,
             beta2: 0.95,
             epsilon: 1e-8,
+            precision: distill_recipe::Precision::F32,
             optimizer_state: OptimizerState::F32,
             clip_norm: 1.0,
             eval_every: 1,

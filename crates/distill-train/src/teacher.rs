@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use distill_data::Batch;
-use distill_edge::{EdgeError, KvType, Session, SessionOptions};
+use distill_edge::{Activations, EdgeError, KvType, Session, SessionOptions};
 use distill_models::LlamaForCausalLM;
 
 use crate::TrainError;
@@ -81,8 +81,8 @@ impl Teacher for LocalTeacher {
 
 /// A teacher that the edge runtime computes from a GGUF file, with its products of integers.
 ///
-/// Keys, values and the head are in f32. Hidden states reach the head as they are, where the
-/// runtime by itself would quantise them once more.
+/// The head is in f32, and hidden states reach it as they are, where the runtime by itself would
+/// quantise them once more.
 pub struct RuntimeTeacher {
     session: Mutex<Session>,
     /// `[vocabulary, hidden]`.
@@ -91,6 +91,14 @@ pub struct RuntimeTeacher {
 }
 
 impl RuntimeTeacher {
+    /// The cache's type: without loss where nothing else is rounded, else the runtime's default.
+    pub fn cache(model: &distill_edge::Model) -> KvType {
+        match model.activations() {
+            Activations::Float => KvType::F32,
+            Activations::Q8_0 => KvType::F16,
+        }
+    }
+
     /// A teacher over the first `vocabulary` tokens, for documents of up to `sequence` tokens.
     ///
     /// # Errors
@@ -104,7 +112,7 @@ impl RuntimeTeacher {
         sequence: usize,
         device: Device,
     ) -> Result<Self, EdgeError> {
-        let options = SessionOptions { context: sequence, kv: KvType::F32, threads: 0 };
+        let options = SessionOptions { context: sequence, kv: Self::cache(model), threads: 0 };
         let width = model.config().hidden_size;
         let mut head = vec![0.0; vocabulary * width];
         for (token, row) in head.chunks_exact_mut(width).enumerate() {

@@ -75,7 +75,7 @@ fn an_exported_file_teaches_through_the_runtime() {
         + &format!("\n[teacher.local]\nfrom = {gguf:?}\nengine = \"runtime\"\n");
     write(at, "student.toml", &second);
     let stderr = run(at, "student.toml");
-    assert!(stderr.contains("in the edge runtime (Q8_0 activations, f32 KV cache)"), "{stderr}");
+    assert!(stderr.contains("in the edge runtime (Q8_0 activations, f16 KV cache)"), "{stderr}");
 
     let report = std::fs::read(only_run(at, "student").join("report.json")).expect("a report");
     let report: serde_json::Value = serde_json::from_slice(&report).expect("JSON");

@@ -118,12 +118,11 @@ pub fn forward(qkv: &[f32], positions: Positions<'_>, shape: Shape) -> (Vec<f32>
             .zip(rotated.par_chunks((tokens * width).max(1)))
             .zip(positions.first.par_chunks(tokens.max(1)))
             .for_each(|(((y, log_sums), x), first)| {
-                y.par_chunks_mut(QUERIES * wide)
-                    .zip(log_sums.par_chunks_mut(QUERIES * heads))
-                    .enumerate()
-                    .for_each(|(i, (y, log_sums))| {
-                        Block::new(i, first, shape).forward(x, y, log_sums);
-                    });
+                let y = y.chunks_mut(QUERIES * wide);
+                let blocks = y.zip(log_sums.chunks_mut(QUERIES * heads)).enumerate().collect();
+                balanced(blocks).into_par_iter().with_max_len(1).for_each(|(i, (y, log_sums))| {
+                    Block::new(i, first, shape).forward(x, y, log_sums)
+                });
             });
     };
     // SAFETY: the blocks are all queries, and each head writes its columns of them.
@@ -160,24 +159,20 @@ pub fn backward(
                     (part, rest.split_off_mut(..end * width).unwrap_or_default())
                 })
                 .collect();
-            let mut parts: Vec<(Vec<f32>, &mut [MaybeUninit<f32>])> = parts
+            let (sums, outs): (Vec<_>, Vec<_>) = balanced(parts)
                 .into_par_iter()
+                .with_max_len(1)
                 .map(|(part, out)| {
                     let end = tokens.min(part.end * QUERIES);
                     let mut sums = vec![0.0; end * 2 * shape.keys()];
-                    for (i, out) in part.zip(out.chunks_mut(QUERIES * width)) {
+                    for (i, out) in part.clone().zip(out.chunks_mut(QUERIES * width)) {
                         let block = Block::new(i, positions.first, shape);
                         block.backward([x, g, log_sums], positions, out, &mut sums);
                     }
-                    (sums, out)
+                    (sums, (part.start * QUERIES, out))
                 })
-                .collect();
-            let (sums, outs): (Vec<_>, Vec<_>) =
-                parts.iter_mut().map(|(sums, out)| (&*sums, out)).unzip();
-            let mut start = 0;
-            for out in outs {
-                let first = start;
-                start += out.len() / width;
+                .unzip();
+            for (first, out) in outs {
                 out.par_chunks_mut(width).enumerate().for_each(|(i, out)| {
                     key_gradients(&sums, first + i, positions, shape, &mut out[wide..]);
                 });
@@ -202,9 +197,21 @@ fn parts(tokens: usize) -> Vec<Range<usize>> {
     parts
 }
 
+/// Tasks whose work grows from the first to the last, in an order of which every half has about half
+/// the work: the last, the first, the last but one, the second…
+fn balanced<T>(tasks: Vec<T>) -> Vec<T> {
+    let mut tasks = std::collections::VecDeque::from(tasks);
+    let mut order = Vec::with_capacity(tasks.len());
+    while let Some(last) = tasks.pop_back() {
+        order.push(last);
+        order.extend(tasks.pop_front());
+    }
+    order
+}
+
 /// The gradients of a token's keys and values: the parts' sums, the keys' rotated back.
 fn key_gradients(
-    parts: &[&Vec<f32>],
+    parts: &[Vec<f32>],
     token: usize,
     positions: Positions<'_>,
     shape: Shape,

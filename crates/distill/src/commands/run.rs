@@ -1,10 +1,10 @@
 //! `distill run`: plan, prepare, train, export, verify, report. Each step leaves files behind that
 //! the next one reads, so a run that was cut short goes on with `--resume`.
 
-use distill_edge::KvType;
 use distill_eval::runtime;
 use distill_models::LoadReport;
 use distill_recipe::Recipe;
+use distill_train::teacher::RuntimeTeacher;
 use distill_train::{TeacherModel, Trainer, checkpoint, prepare};
 
 use super::plan::WholePlan;
@@ -65,7 +65,7 @@ fn on_this_thread(args: &cli::Run) -> Result<(), Failure> {
     match &prepared.teacher_model {
         Some(TeacherModel::Graph(_, report)) => loaded("teacher", report),
         Some(TeacherModel::Runtime(model)) => {
-            let computes = runtime::configuration(model, KvType::F32);
+            let computes = runtime::configuration(model, RuntimeTeacher::cache(model));
             eprintln!("teacher {} in the edge runtime ({computes})", model.path().display());
         }
         None => {}

@@ -3,6 +3,7 @@
 //! `exp_avg.<parameter>` and `exp_avg_sq.<parameter>` are F32, BF16, or U8 with
 //! `exp_avg_scale.<parameter>` and `exp_avg_sq_scale.<parameter>` in F32, one for each 256 codes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use distill_models::parameters;
 use distill_ops::{EightBit, MOMENT_BLOCK, MomentType, Moments};
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Dtype, View};
 
 use crate::TrainError;
 use crate::optimizer::AdamW;
@@ -23,37 +24,78 @@ const NAMES: [(&str, &str); 2] = [("exp_avg", "exp_avg_scale"), ("exp_avg_sq", "
 /// # Errors
 /// [`TrainError::Io`].
 pub(crate) fn write(path: &Path, optimizer: &AdamW) -> Result<(), TrainError> {
-    let mut tensors: BTreeMap<String, (Dtype, Vec<u8>)> = BTreeMap::new();
-    let mut add = |name: &str, parameter: &str, dtype, bytes| {
-        tensors.insert(format!("{name}.{parameter}"), (dtype, bytes));
+    let mut tensors: Vec<(String, Part<'_>)> = Vec::new();
+    let mut add = |name: &str, parameter: &str, values| {
+        tensors.push((format!("{name}.{parameter}"), Part::new(values)));
     };
     for (parameter, moments) in optimizer.moments() {
         for (index, (name, scale)) in NAMES.into_iter().enumerate() {
             match moments {
-                Moments::F32(both) => {
-                    let values = parameters::values(both[index].clone());
-                    add(name, parameter, Dtype::F32, bytes(&values));
-                }
-                Moments::Bf16(both) => {
-                    let bytes = both[index].iter().flat_map(|bits| bits.to_le_bytes()).collect();
-                    add(name, parameter, Dtype::BF16, bytes);
-                }
+                Moments::F32(both) => add(name, parameter, Values::Tensor(&both[index])),
+                Moments::Bf16(both) => add(name, parameter, Values::Bf16(&both[index])),
                 Moments::EightBit(both) => {
-                    add(name, parameter, Dtype::U8, both[index].codes.clone());
-                    add(scale, parameter, Dtype::F32, bytes(&both[index].scales));
+                    add(name, parameter, Values::Codes(&both[index].codes));
+                    add(scale, parameter, Values::F32(&both[index].scales));
                 }
             }
         }
     }
-    let views = tensors.iter().map(|(name, (dtype, bytes))| {
-        let elements = bytes.len() / size_of(*dtype);
-        let view = TensorView::new(*dtype, vec![elements], bytes);
-        (name.as_str(), view.expect("the bytes were made from elements of this type"))
-    });
-    safetensors::serialize_to_file(views, None, path).map_err(|error| match error {
+    safetensors::serialize_to_file(tensors, None, path).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(source) => TrainError::io("writing", path)(source),
         other => damaged(path, other.to_string()),
     })
+}
+
+/// Some of the moments, which become bytes when their turn comes to be written.
+struct Part<'a> {
+    shape: [usize; 1],
+    values: Values<'a>,
+}
+
+enum Values<'a> {
+    Tensor(&'a Tensor<1>),
+    F32(&'a [f32]),
+    Bf16(&'a [u16]),
+    Codes(&'a [u8]),
+}
+
+impl<'a> Part<'a> {
+    fn new(values: Values<'a>) -> Self {
+        let elements = match values {
+            Values::Tensor(tensor) => tensor.dims()[0],
+            Values::F32(values) => values.len(),
+            Values::Bf16(values) => values.len(),
+            Values::Codes(values) => values.len(),
+        };
+        Self { shape: [elements], values }
+    }
+}
+
+impl View for Part<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.values {
+            Values::Tensor(_) | Values::F32(_) => Dtype::F32,
+            Values::Bf16(_) => Dtype::BF16,
+            Values::Codes(_) => Dtype::U8,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self.values {
+            Values::Tensor(tensor) => bytes(&parameters::values(tensor.clone())).into(),
+            Values::F32(values) => bytes(values).into(),
+            Values::Bf16(bits) => bits.iter().flat_map(|bits| bits.to_le_bytes()).collect(),
+            Values::Codes(codes) => codes.into(),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape[0] * size_of(self.dtype())
+    }
 }
 
 /// Reads the moments of parameters of these names and dimensions, in the type that `optimizer` keeps

@@ -7,7 +7,7 @@
 //! at the loss           that of all layers · the head's tile of logits, its gradient
 //! at the bottom layer   that of one layer · gradients P, a second P where several micro-batches
 //!                       are added up
-//! at a checkpoint       no gradients; copies of weights and moments on their way to disk
+//! at a checkpoint       no gradients; copies of a tensor on its way to disk
 //! before and after      text with its tokens; the exported file beside the graph, whole logits
 //! ```
 //! Activations go as gradients come, so that the most of a backward pass stands at one of its ends.
@@ -259,8 +259,7 @@ fn checkpoint(work: &Workload<'_>) -> Memory {
     let all = always(work);
     let largest =
         table_elements(work.student).max(work.student.hidden_size * work.student.intermediate_size);
-    let copies = all.moments.max(all.masters) + CHECKPOINT_COPIES * ELEMENT * largest as u64;
-    Memory { checkpoint: copies, ..all }
+    Memory { checkpoint: CHECKPOINT_COPIES * ELEMENT * largest as u64, ..all }
 }
 
 /// The optimiser is gone; the masters were read back from the checkpoint.

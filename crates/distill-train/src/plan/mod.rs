@@ -225,6 +225,8 @@ impl Plan {
         shapes: &Shapes,
         device: &Device,
     ) -> Result<Self, TrainError> {
+        // Now: later this process keeps what it has used.
+        let available = machine::available_bytes();
         let (text, tokenizer) = Text::count(recipe, paths)?;
         // Of what the text took, the system has not got everything back yet.
         let tokens = TOKEN_BYTES * text.tokens;
@@ -233,8 +235,8 @@ impl Plan {
         let work = Workload::of(recipe, shapes, &text);
         let cpu = matches!(recipe.backend, Backend::Flex | Backend::Ndarray);
         let time = cpu.then(|| Time::probe(recipe, &work, device)).transpose()?;
-        let memory = (recipe.backend == Backend::Flex)
-            .then(|| MemoryPlan::new(&work, baseline, machine::available_bytes()));
+        let memory =
+            (recipe.backend == Backend::Flex).then(|| MemoryPlan::new(&work, baseline, available));
         let step_tokens = (work.accumulation * work.tokens()) as u64;
         let steps = recipe.train.steps as u64;
         let trained_on = text.tokens as f64 * (1.0 - recipe.data.held_out);

@@ -38,7 +38,7 @@ const END_TOKENS: usize = 512;
 /// Multiplications and additions of one pass that are too many for a probe; sequences are then left
 /// out, down to one.
 const OPERATIONS: usize = 400_000_000_000;
-/// A figure is the median of so many measurements at least, after one that does not count…
+/// A figure is the least of so many measurements, after one that does not count…
 const REPETITIONS: usize = 3;
 /// … but not of more once they took so many seconds together.
 const SECONDS: f64 = 1.5;
@@ -152,7 +152,7 @@ impl Layers {
             let mut timed = Timed::new(&block_of(work.student, layers), work, train, device)?;
             let update = timed.update(&batch);
             let live = timed.student.live(&work.grids);
-            let forward = median(|| drop(forward(&live, &batch, device)));
+            let forward = least(|| drop(forward(&live, &batch, device)));
             Ok::<_, TrainError>([timed.backward(&batch, None)?, forward, update])
         });
         let (all, none) = (all?, none?);
@@ -168,7 +168,7 @@ impl Layers {
                 let count = teacher.num_hidden_layers.min(LAYERS);
                 let [all, none] = [count, 0].map(|layers| {
                     let model = random_model(&block_of(teacher, layers), device);
-                    median(|| drop(crate::teacher::forward(&model, &batch, device)))
+                    least(|| drop(crate::teacher::forward(&model, &batch, device)))
                 });
                 batches * (all - none).max(0.0) / count as f64
             }
@@ -177,7 +177,7 @@ impl Layers {
                 let model = Model::load(&file.path, &LoadOptions::default())?;
                 let device = device.clone();
                 let runtime = RuntimeTeacher::new(&model, VOCABULARY, work.sequence, device)?;
-                let all = median(|| drop(runtime.signal(&batch)));
+                let all = least(|| drop(runtime.signal(&batch)));
                 batches * all / teacher.num_hidden_layers.max(1) as f64
             }
         };
@@ -221,7 +221,7 @@ impl Ends {
         let hidden = forward(&live, &batch, device).narrow(0, 0, tile);
         let head = live.head().narrow(0, 0, work.vocabulary);
         let signal = teacher.as_ref().map(|teacher| teacher.signal(&batch)).transpose()?;
-        let score = median(|| {
+        let score = least(|| {
             let logits = hidden.clone().matmul(head.clone().transpose());
             let logits = parameters::values(logits);
             let teacher = signal
@@ -278,7 +278,7 @@ impl<'a> Timed<'a> {
             precision: Precision::F32,
         };
         let mut gradients = NamedTensors::new();
-        Ok(median(|| {
+        Ok(least(|| {
             if self.work.accumulation == 1 {
                 gradients.clear();
             }
@@ -299,7 +299,7 @@ impl<'a> Timed<'a> {
         };
         let mut gradients = NamedTensors::new();
         micro_batch.backward(&self.student.live(grids), &mut gradients);
-        median(|| {
+        least(|| {
             let live = self.student.live(grids);
             let mut gradients = gradients.clone();
             self.student.straight_through(grids, &mut gradients);
@@ -310,20 +310,21 @@ impl<'a> Timed<'a> {
     }
 }
 
-/// The median of a few measurements of `work`, after one that does not count.
-fn median(mut work: impl FnMut()) -> f64 {
+/// The least of a few measurements of `work`, after one that does not count: memory is new then, and
+/// what disturbs only adds.
+fn least(mut work: impl FnMut()) -> f64 {
     let began = Instant::now();
     work();
-    let mut seconds = Vec::new();
-    while seconds.len() < REPETITIONS
-        && (seconds.is_empty() || began.elapsed().as_secs_f64() < SECONDS)
-    {
+    let mut least = f64::INFINITY;
+    for repetition in 0..REPETITIONS {
+        if repetition > 0 && began.elapsed().as_secs_f64() > SECONDS {
+            break;
+        }
         let start = Instant::now();
         work();
-        seconds.push(start.elapsed().as_secs_f64());
+        least = least.min(start.elapsed().as_secs_f64());
     }
-    seconds.sort_by(f64::total_cmp);
-    seconds[seconds.len() / 2]
+    least
 }
 
 /// Weights of the size that training begins with.

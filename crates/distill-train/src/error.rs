@@ -140,6 +140,7 @@ impl TrainError {
     pub fn is_input(&self) -> bool {
         match self {
             Self::Io { .. } | Self::Checkpoint { .. } | Self::Diverged { .. } => false,
+            Self::Runtime(error) => error.is_input(),
             Self::Model(error) => !matches!(
                 error,
                 ModelError::NonFinite { .. } | ModelError::Io { action: "writing", .. }

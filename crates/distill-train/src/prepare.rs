@@ -57,7 +57,7 @@ pub struct Prepared {
 /// The weights of a local teacher.
 pub enum TeacherModel {
     /// In the training graph, with what was read.
-    Graph(LlamaForCausalLM, LoadReport),
+    Graph(Box<LlamaForCausalLM>, LoadReport),
     /// In the edge runtime.
     Runtime(distill_edge::Model),
 }
@@ -67,7 +67,7 @@ impl TeacherModel {
         Ok(match engine {
             Engine::Graph => {
                 let (model, report) = load_pretrained(path, device)?;
-                Self::Graph(model, report)
+                Self::Graph(Box::new(model), report)
             }
             Engine::Runtime => {
                 Self::Runtime(distill_edge::Model::load(path, &LoadOptions::default())?)
@@ -84,7 +84,9 @@ impl TeacherModel {
     ) -> Result<Box<dyn Teacher>, TrainError> {
         let device = device.clone();
         Ok(match self {
-            Self::Graph(model, _) => Box::new(LocalTeacher::new(model.clone(), vocabulary, device)),
+            Self::Graph(model, _) => {
+                Box::new(LocalTeacher::new(LlamaForCausalLM::clone(model), vocabulary, device))
+            }
             Self::Runtime(model) => {
                 Box::new(RuntimeTeacher::new(model, vocabulary, sequence, device)?)
             }
@@ -200,7 +202,7 @@ impl Prepared {
             }
             (StudentInit::KeepLayers(keep), _, Some(path)) => {
                 let teacher = match &self.teacher_model {
-                    Some(TeacherModel::Graph(model, _)) => model.clone(),
+                    Some(TeacherModel::Graph(model, _)) => LlamaForCausalLM::clone(model),
                     _ => load_pretrained(path, device)?.0,
                 };
                 Ok((teacher.cut(keep)?, None))

@@ -6,7 +6,7 @@
 #     tests/gpu.sh cuda build DIR  # builds into DIR only what the first form runs, for a machine without Rust
 #     tests/gpu.sh cuda run DIR    # runs that there
 set -euo pipefail
-backend=${1:?cuda or wgpu} action=${2:-all} directory=${3:-}
+backend=${1:?cuda or wgpu} action=${2:-all} directory=${3:+$(realpath -m "$3")}
 cd "$(dirname "$0")/.."
 tests=(grid graph backward)
 
@@ -27,7 +27,9 @@ run() {
     for name in "${tests[@]}"; do
         "$1/$name"
     done
-    for precision in f32 bf16; do
+    local precisions=(f32)
+    [[ $backend != cuda ]] || precisions+=(bf16)
+    for precision in "${precisions[@]}"; do
         for batch in 1 8; do
             local option=()
             [[ $precision == f32 ]] || option=("precision=$precision")

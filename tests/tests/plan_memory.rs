@@ -151,6 +151,7 @@ fn a_step_allocates_what_the_plan_counts() {
         student: &deep,
         teacher: None,
         teacher_file: None,
+        cut: false,
         vocabulary: 4096,
         grids: WeightGrids::default(),
         distillation: None,

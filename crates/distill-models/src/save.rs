@@ -42,8 +42,8 @@ pub fn save(model: &LlamaForCausalLM, directory: &Path) -> Result<(), ModelError
     })
 }
 
-/// A tensor of f32 that becomes bytes when its turn comes to be written, so that one at a time is
-/// there twice.
+/// A tensor of f32 that becomes bytes when its turn comes to be written, so that there
+/// are copies of one at a time.
 #[derive(Clone, Debug)]
 struct Lazy {
     /// Row-major.

@@ -379,8 +379,8 @@ impl ProblemKind {
                  `owner/name/file.gguf`), or remove `engine` to compute the teacher in the training \
                  graph"
                 .to_owned(),
-            Self::Bf16 { .. } => "set `backend` to \"cuda\" or \"wgpu\" and train all weights, or \
-                 remove `precision`"
+            Self::Bf16 { .. } => "set `backend` to \"cuda\", with all weights trained and none on a \
+                 grid, whose values bf16 would round again; or remove `precision`"
                 .to_owned(),
             Self::BetaWithoutJsd { .. } => "set `loss = \"jsd\"`, or remove `beta`".to_owned(),
             Self::StartStep { steps, .. } => {
@@ -429,7 +429,7 @@ impl ProblemKind {
             Self::Budget { .. } => "out of reach",
             Self::KeepLayersWithoutTeacher | Self::DistillWithoutTeacher => "no teacher",
             Self::EngineNeedsGguf => "reads GGUF alone",
-            Self::Bf16 { .. } => "for GPUs, and all weights",
+            Self::Bf16 { .. } => "for CUDA, all weights, no grid",
             Self::KeepLayersOrder { .. } => "not increasing",
             Self::HeadDim { .. } | Self::KeyValueHeads { .. } => "does not divide",
             Self::OddHeadDim { .. } => "odd",

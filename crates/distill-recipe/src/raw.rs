@@ -331,8 +331,8 @@ pub(crate) struct Train {
     /// Added to the root of the second moment.
     #[schemars(extend("exclusiveMinimum" = 0), extend("default" = defaults::EPSILON))]
     pub(crate) epsilon: Option<Written<f64>>,
-    /// What the layers' matrix products compute in; `bf16` is for GPUs (`backend = "cuda"` or
-    /// `"wgpu"`), not for LoRA. Master weights, norms, attention, head and loss stay in f32.
+    /// What the layers' matrix products compute in; `bf16` is for `backend = "cuda"`, without LoRA
+    /// and `[quantize]`. Master weights, norms, attention, head and loss stay in f32.
     #[schemars(extend("default" = defaults::PRECISION))]
     pub(crate) precision: Option<Written<Precision>>,
     /// The type in which both moments are kept. Smaller ones are rounded stochastically, so that they

@@ -492,9 +492,11 @@ impl Resolver<'_> {
         else {
             return;
         };
-        if matches!(or(&recipe.backend, defaults::BACKEND), Backend::Flex | Backend::Ndarray) {
-            let others = self::place(&recipe.backend, "a CPU backend");
-            self.push(ProblemKind::Bf16 { with: "a CPU backend" }, place.span(), &others);
+        if or(&recipe.backend, defaults::BACKEND) != Backend::Cuda {
+            let others = self::place(&recipe.backend, "another backend");
+            self.push(ProblemKind::Bf16 { with: "this backend" }, place.span(), &others);
+        } else if recipe.quantize.is_some() {
+            self.push(ProblemKind::Bf16 { with: "[quantize]" }, place.span(), &[]);
         } else if let Some(lora) = &written.lora {
             let others = [(lora.span(), "factors beside frozen weights")];
             self.push(ProblemKind::Bf16 { with: "[train.lora]" }, place.span(), &others);

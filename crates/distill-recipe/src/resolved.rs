@@ -327,7 +327,7 @@ pub enum Precision {
     /// binary32.
     #[default]
     F32,
-    /// bfloat16, on GPUs. Weights and all else stay in f32: norms, attention, head, loss, gradients
+    /// bfloat16, with CUDA. Weights and all else stay in f32: norms, attention, head, loss, gradients
     /// once they are made, the optimiser; so do evaluations.
     Bf16,
 }

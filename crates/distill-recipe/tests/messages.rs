@@ -166,7 +166,8 @@ messages! {
     the_runtime_for_what_is_no_gguf => broken("/teacher\"\n", "/teacher\"\nengine = \"runtime\"\n");
     bf16_on_a_cpu => broken("1e-3\n", "1e-3\nprecision = \"bf16\"\n");
     bf16_under_lora => message(
-        &format!("backend = \"cuda\"\n{SOUND}precision = \"bf16\"\n[train.lora]\n"), &[]);
+        &format!("backend = \"cuda\"\n{SOUND}precision = \"bf16\"\n[train.lora]\n").replace("[quantize]\nlinears = \"q4_0\"\nembeddings = \"q8_0\"\n", ""), &[]);
+    bf16_on_a_grid => message(&format!("backend = \"cuda\"\n{SOUND}precision = \"bf16\"\n"), &[]);
     a_beta_without_jsd => message(&format!("{SOUND}[distill]\nloss = \"reverse_kl\"\nbeta = 0.3\n"), &[]);
     quantization_that_starts_after_the_end => broken("linears", "start_step = 100\nlinears");
     quantized_activations_of_float_linears =>

@@ -10,7 +10,10 @@ pub enum TrainError {
     #[error(transparent)]
     Model(#[from] ModelError),
     /// The teacher could not be loaded by the edge runtime, or not run.
-    #[error("the teacher in the edge runtime: {0}")]
+    #[error(
+        "the teacher in the edge runtime: {0}; without `teacher.local.engine` the training graph \
+         computes it"
+    )]
     Runtime(#[from] distill_edge::EdgeError),
     /// The data could not be read.
     #[error(transparent)]

@@ -16,13 +16,12 @@ mod run_directory;
 use std::process::ExitCode;
 
 use clap::Parser;
-use distill_ops::memory::{self, Aligned};
+use distill_ops::memory::Aligned;
 
 #[global_allocator]
 static ALLOCATOR: Aligned = Aligned;
 
 fn main() -> ExitCode {
-    memory::keep_what_is_freed();
     let command = cli::Cli::parse().command;
     match commands::dispatch(command) {
         Ok(()) => ExitCode::SUCCESS,

@@ -42,7 +42,10 @@ pub fn newest(recipe: &Recipe) -> Result<PathBuf, Failure> {
     runs.sort();
     // A later trial with other settings must not hide the run that was interrupted.
     let now = resolved(recipe)?;
-    let same = |run: &&PathBuf| fs::read_to_string(run.join(RESOLVED)).is_ok_and(|r| r == now);
+    // By value: a version that knew fewer keys wrote the same recipe with fewer lines.
+    let same = |run: &&PathBuf| {
+        Recipe::from_path(&run.join(RESOLVED), &[]).is_ok_and(|(_, before)| before == *recipe)
+    };
     let same: Vec<&PathBuf> = runs.iter().rev().filter(same).collect();
     // Neither must one that failed before it computed anything.
     let begun = |run: &&&PathBuf| checkpoint::newest(run).is_ok_and(|found| found.is_some());

@@ -1,4 +1,5 @@
-//! The memory of a run, counted from the tensors that the code keeps, all of f32.
+//! The memory of a run, counted from the tensors that the code keeps: of f32, but for moments and a
+//! teacher in the runtime.
 //!
 //! ```text
 //! always                masters P, moments 2P (from the first update on), the teacher's weights
@@ -92,6 +93,8 @@ impl Memory {
 pub enum Moment {
     /// While text becomes tokens.
     Text,
+    /// While the student is cut from a teacher that the runtime has, too.
+    Cut,
     /// While the teacher reads a batch.
     Teacher,
     /// At the loss: all activations are there.
@@ -111,6 +114,7 @@ impl Moment {
     pub fn words(self) -> &'static str {
         match self {
             Self::Text => "while text is tokenized",
+            Self::Cut => "while the student is cut from the teacher",
             Self::Teacher => "while the teacher reads",
             Self::Loss => "at the loss",
             Self::Gradients => "at the last gradients",
@@ -134,10 +138,11 @@ pub fn peak(work: &Workload<'_>, baseline: u64) -> (Moment, Memory) {
 }
 
 /// What is there at each moment, the baseline left out.
-pub fn moments(work: &Workload<'_>) -> [(Moment, Memory); 7] {
+pub fn moments(work: &Workload<'_>) -> [(Moment, Memory); 8] {
     let text = Memory { text: TOKENIZED_BYTE * work.document_bytes, ..Memory::default() };
     [
         (Moment::Text, text),
+        (Moment::Cut, cut(work)),
         (Moment::Teacher, teacher_reads(work)),
         (Moment::Loss, loss(work)),
         (Moment::Gradients, gradients(work)),
@@ -194,6 +199,18 @@ fn step(work: &Workload<'_>) -> Memory {
         // Final hidden states; its logits are made with the student's.
         teacher_activations: tokens_of(work, |teacher| teacher.hidden_size),
         ..all
+    }
+}
+
+/// A teacher in the runtime is read once more, in f32, where the student takes layers of it.
+fn cut(work: &Workload<'_>) -> Memory {
+    match work.teacher.filter(|_| work.cut && work.teacher_file.is_some()) {
+        Some(teacher) => Memory {
+            teacher_weights: teacher_weights(work, teacher),
+            masters: ELEMENT * teacher.parameters() as u64,
+            ..Memory::default()
+        },
+        None => Memory::default(),
     }
 }
 

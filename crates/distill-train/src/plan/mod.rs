@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 use distill_models::{LlamaConfig, WeightGrids};
-use distill_recipe::{Backend, Engine, OptimizerState, Recipe, TokenizerChoice};
+use distill_recipe::{Backend, Engine, OptimizerState, Recipe, StudentInit, TokenizerChoice};
 use serde::Serialize;
 
 pub use disk::Disk;
@@ -104,6 +104,8 @@ pub struct Workload<'a> {
     pub teacher: Option<&'a LlamaConfig>,
     /// Where the teacher lies, if the edge runtime computes it.
     pub teacher_file: Option<&'a TeacherFile>,
+    /// Whether the student is made of some of the teacher's layers.
+    pub cut: bool,
     /// Tokens that exist.
     pub vocabulary: usize,
     /// The grids trained on.
@@ -140,6 +142,7 @@ impl<'a> Workload<'a> {
             student: &shapes.student,
             teacher: shapes.teacher.as_ref(),
             teacher_file: shapes.teacher_file.as_ref(),
+            cut: matches!(recipe.student.init, StudentInit::KeepLayers(_)),
             // A model that has fewer rows is refused when it is read.
             vocabulary: rows.min(shapes.vocabulary),
             grids: prepare::grids(recipe),

@@ -177,8 +177,11 @@ impl Layers {
                 let model = Model::load(&file.path, &LoadOptions::default())?;
                 let device = device.clone();
                 let runtime = RuntimeTeacher::new(&model, VOCABULARY, work.sequence, device)?;
+                // One sequence, for the teacher may be large; an error shows at once.
+                let batch = random_batch(1, work.sequence, VOCABULARY);
+                runtime.signal(&batch)?;
                 let all = least(|| drop(runtime.signal(&batch)));
-                batches * all / teacher.num_hidden_layers.max(1) as f64
+                work.batch as f64 * all / teacher.num_hidden_layers.max(1) as f64
             }
         };
         // Norms and a block of the embedding are nothing beside the layers' matrices.

@@ -28,6 +28,8 @@ pub struct WholePlan {
 
 /// The verb.
 pub fn plan(args: &cli::Plan) -> Result<(), Failure> {
+    // As in the run that is planned.
+    distill_ops::memory::keep_what_is_freed();
     let (document, recipe) = Recipe::from_path(&args.recipe.recipe, &args.recipe.set)?;
     let device = prepare::device(recipe.backend).map_err(TrainError::from)?;
     let paths = hub::local_paths(&recipe)?;

@@ -21,6 +21,7 @@ const STACK: usize = 8 << 20;
 
 /// Runs the recipe; a run whose parity fails is an error, after its report was written.
 pub fn run(args: &cli::Run) -> Result<(), Failure> {
+    distill_ops::memory::keep_what_is_freed();
     // On one of the pool's own threads: an operator wakes one thread less. A pool that is there
     // already is as good.
     let _ = rayon::ThreadPoolBuilder::new().stack_size(STACK).build_global();

@@ -6,8 +6,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-/// Spins before parking: about 0.1 to 0.2 ms.
-const SPINS: u32 = 4_000;
+/// Spins before parking: about 0.1 to 0.2 ms. An interpreter has nothing to gain from them.
+const SPINS: u32 = if cfg!(miri) { 1 } else { 4_000 };
 
 /// A counter that threads can wait on.
 #[derive(Debug, Default)]

@@ -60,7 +60,9 @@ fn any_number_of_threads_computes_the_same_bits_from_memory() {
         assert_eq!(want.len(), 3 * SMALL.vocab);
         assert!(want.iter().all(|x| x.is_finite()));
         assert_eq!(logits(&load(&packed, activations), kv, 2), want);
-        assert_eq!(logits(&load(&plain, activations), kv, 2), want);
+        if !cfg!(miri) || kv == KvType::F16 {
+            assert_eq!(logits(&load(&plain, activations), kv, 2), want);
+        }
     }
 }
 

@@ -128,6 +128,16 @@ impl Tensor {
         self.shape.iter().product()
     }
 
+    /// All elements, checked to be finite.
+    pub fn values(&self) -> Result<Vec<f32>, ExportError> {
+        let mut all = Vec::with_capacity(self.elements());
+        self.for_each_piece(1 << 18, |values| {
+            all.extend_from_slice(values);
+            Ok::<(), ExportError>(())
+        })?;
+        Ok(all)
+    }
+
     /// Reads all elements in order, `piece` at a time (the last piece may be shorter), checked to
     /// be finite.
     pub fn for_each_piece<E: From<ExportError>>(
@@ -172,7 +182,7 @@ impl FloatType {
         }
     }
 
-    fn widen(self, bytes: &[u8], values: &mut [f32]) {
+    pub(crate) fn widen(self, bytes: &[u8], values: &mut [f32]) {
         match self {
             Self::F32 => {
                 for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {

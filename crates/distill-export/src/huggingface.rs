@@ -9,11 +9,8 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::LlamaConfig;
-use crate::weights::weights;
-use crate::{ExportError, Summary, sha256};
-
-/// Elements that are in memory at once.
-const PIECE: usize = 1 << 18;
+use crate::weights::{Weight, weights};
+use crate::{ExportError, Grid, Summary, sha256};
 
 /// Files that travel with the weights, where they exist.
 const COMPANIONS: [&str; 8] = [
@@ -58,9 +55,28 @@ impl FloatType {
     }
 }
 
-/// Writes the checkpoint as the directory `out`: one `model.safetensors` in `ty`, `config.json`
-/// that says so, and the tokenizer's files as they are. The masters are written as trained, not on
-/// a grid.
+/// What [`export_huggingface`] shall write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HuggingFaceOptions {
+    /// The type in the file. A smaller one than F32 rounds what a grid has rounded once more.
+    pub ty: FloatType,
+    /// The grid whose values the linear layers have.
+    pub linears: Grid,
+    /// That of the token embedding and of the head, tied or not.
+    pub embeddings: Grid,
+}
+
+impl HuggingFaceOptions {
+    /// The weights as they were trained.
+    #[must_use]
+    pub const fn unrounded(ty: FloatType) -> Self {
+        Self { ty, linears: Grid::F32, embeddings: Grid::F32 }
+    }
+}
+
+/// Writes the checkpoint as the directory `out`: one `model.safetensors`, `config.json` that says
+/// its type, and the tokenizer's files as they are. Weights have the values that they ship with, so
+/// that whatever reads the directory runs the model of the GGUF file.
 ///
 /// # Errors
 /// If the checkpoint is incomplete, damaged or not finite, or the disk refuses. Each file is
@@ -68,11 +84,12 @@ impl FloatType {
 pub fn export_huggingface(
     checkpoint: &Path,
     out: &Path,
-    ty: FloatType,
+    options: &HuggingFaceOptions,
 ) -> Result<Summary, ExportError> {
+    let ty = options.ty;
     let config = LlamaConfig::read(checkpoint)?;
     let tensors = Checkpoint::open(checkpoint)?;
-    weights(checkpoint, &config, &tensors)?;
+    let weights = weights(checkpoint, &config, &tensors)?;
     fs::create_dir_all(out).map_err(|source| ExportError::Write {
         file: out.to_owned(),
         action: "create the directory",
@@ -80,7 +97,7 @@ pub fn export_huggingface(
     })?;
 
     let weights_file = out.join("model.safetensors");
-    let bytes = write_weights(&tensors, &weights_file, ty)?;
+    let bytes = write_weights(&weights, &weights_file, options)?;
     for name in COMPANIONS {
         let from = checkpoint.join(name);
         match fs::read(&from) {
@@ -104,15 +121,19 @@ pub fn export_huggingface(
     let mut file = Replacement::create(&out.join("config.json"), text.len() as u64)?;
     file.write(text.as_bytes())?;
     file.finish()?;
-    let tensors = tensors.tensors().len();
-    Ok(Summary { tensors, bytes, sha256: sha256(&weights_file)? })
+    Ok(Summary { tensors: weights.len(), bytes, sha256: sha256(&weights_file)? })
 }
 
-fn write_weights(checkpoint: &Checkpoint, path: &Path, ty: FloatType) -> Result<u64, ExportError> {
+fn write_weights(
+    weights: &[Weight<'_>],
+    path: &Path,
+    options: &HuggingFaceOptions,
+) -> Result<u64, ExportError> {
+    let ty = options.ty;
     let mut header: BTreeMap<&str, Value> = BTreeMap::new();
     header.insert("__metadata__", json!({ "format": "pt" }));
     let mut offset = 0;
-    for tensor in checkpoint.tensors() {
+    for tensor in weights.iter().map(|weight| weight.tensor) {
         let end = offset + (tensor.elements() * ty.bytes()) as u64;
         let record = json!({
             "dtype": ty.dtype(),
@@ -131,8 +152,9 @@ fn write_weights(checkpoint: &Checkpoint, path: &Path, ty: FloatType) -> Result<
     file.write(&(header.len() as u64).to_le_bytes())?;
     file.write(&header)?;
     let mut bytes = Vec::new();
-    for tensor in checkpoint.tensors() {
-        tensor.for_each_piece(PIECE, |values| {
+    for weight in weights {
+        let grid = weight.grid(options.linears, options.embeddings)?;
+        weight.for_each_rounded_piece(grid, |values| {
             bytes.clear();
             ty.narrow(values, &mut bytes);
             file.write(&bytes)

@@ -7,7 +7,7 @@
 //!
 //! - [`export_gguf`]: one GGUF file with weights and tokenizer, complete for llama.cpp.
 //! - [`export_edge`]: that file again, in the order in which the edge runtime computes.
-//! - [`export_huggingface`]: the directory again, in another float type if wanted.
+//! - [`export_huggingface`]: the directory again, with the values that ship.
 //!
 //! Tensors stream through memory in pieces of about a MiB. A finished file takes its name only
 //! when all of it is on the disk.
@@ -25,7 +25,7 @@ mod weights;
 pub use edge::export_edge;
 pub use error::{ExportError, Mismatch};
 pub use gguf::{Activations, GgufOptions, Grid, export_gguf};
-pub use huggingface::{FloatType, export_huggingface};
+pub use huggingface::{FloatType, HuggingFaceOptions, export_huggingface};
 
 use std::path::Path;
 

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use distill_gguf::GgmlType;
 use distill_gguf::names::{self, Heads, RowLayout};
-use distill_quant::{f16, q4_0, q8_0};
+use distill_quant::{BLOCK, f16, q4_0, q8_0};
 
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::config::LlamaConfig;
-use crate::{ExportError, Grid, Mismatch};
+use crate::{ExportError, FloatType, Grid, Mismatch};
 
 /// Elements that are in memory at once: about a MiB of f32.
 const PIECE: usize = 1 << 18;
@@ -18,6 +18,8 @@ const PIECE: usize = 1 << 18;
 /// A tensor of the checkpoint with its place in the GGUF.
 pub(crate) struct Weight<'a> {
     pub tensor: &'a Tensor,
+    /// The scale of each block of a quantised student, where it does not follow from the weights.
+    scales: Option<&'a Tensor>,
     pub gguf_name: String,
     /// Rows of a rotary head that must change places, or `None`.
     head_dim: Option<usize>,
@@ -52,6 +54,7 @@ pub(crate) fn weights<'a>(
         .tensors()
         .map(|tensor| tensor.name.as_str())
         .filter(|name| !known.contains(name) && !redundant(name, config))
+        .filter(|name| !matrix_of_scales(name).is_some_and(|matrix| known.contains(&*matrix)))
         .map(str::to_owned)
         .collect();
     if !missing.is_empty() || !unexpected.is_empty() {
@@ -61,23 +64,46 @@ pub(crate) fn weights<'a>(
     expected
         .into_iter()
         .filter_map(|(name, shape)| Some((checkpoint.get(&name)?, shape)))
-        .map(|(tensor, shape)| weight(tensor, shape, config))
+        .map(|(tensor, shape)| {
+            let scales = checkpoint.get(&scales_of(&tensor.name));
+            weight(tensor, scales, shape, config)
+        })
         .collect()
+}
+
+/// The name of a matrix's scales: `….weight_scale` for `….weight`.
+fn scales_of(matrix: &str) -> String {
+    format!("{matrix}_scale")
+}
+
+/// The name of the matrix whose scales a tensor is.
+fn matrix_of_scales(name: &str) -> Option<String> {
+    name.strip_suffix("_scale").filter(|name| name.ends_with(".weight")).map(str::to_owned)
 }
 
 fn weight<'a>(
     tensor: &'a Tensor,
+    scales: Option<&'a Tensor>,
     expected: Vec<usize>,
     config: &LlamaConfig,
 ) -> Result<Weight<'a>, ExportError> {
-    if tensor.shape != expected {
-        return Err(ExportError::Shape {
+    let shaped = |tensor: &Tensor, expected: Vec<usize>| match tensor.shape == expected {
+        true => Ok(()),
+        false => Err(ExportError::Shape {
             file: tensor.file.clone(),
             tensor: tensor.name.clone(),
             found: tensor.shape.clone(),
             expected,
-        });
+        }),
+    };
+    if let Some(scales) = scales {
+        let mut blocks = expected.clone();
+        if let Some(columns) = blocks.last_mut() {
+            *columns /= BLOCK;
+        }
+        shaped(scales, blocks)?;
     }
+    shaped(tensor, expected)?;
     let (gguf_name, rows) = names::to_gguf(&tensor.name)
         .expect("every tensor that is expected comes from the table of names");
     let head_dim = match rows {
@@ -89,7 +115,7 @@ fn weight<'a>(
         (_, 1) => Role::Norm,
         _ => Role::Linear,
     };
-    Ok(Weight { tensor, gguf_name, head_dim, role })
+    Ok(Weight { tensor, scales, gguf_name, head_dim, role })
 }
 
 /// Names and shapes by `config`, in the order of the forward pass.
@@ -158,20 +184,52 @@ impl Weight<'_> {
     pub fn write(&self, grid: Grid, out: &mut dyn Write) -> Result<(), WriteFailure> {
         let row = self.row();
         // A rotary head is contiguous in both orders, so pieces are whole heads.
-        let unit = row * self.head_dim.unwrap_or(1);
-        let piece = unit * (PIECE / unit).max(1);
+        let head_dim = self.head_dim.unwrap_or(1);
         let mut bytes = Vec::new();
-        self.tensor.for_each_piece(piece, |values| {
+        self.for_each_piece(row * head_dim, |values, scales| {
             bytes.clear();
             match self.head_dim {
-                None => grid.encode(values, &mut bytes),
+                None => grid.encode(values, scales, &mut bytes),
                 Some(head_dim) => {
                     let rows = values.len() / row;
-                    let permuted = names::permute_rows(values, rows, rows / head_dim);
-                    grid.encode(&permuted, &mut bytes);
+                    let ordered = |values| names::permute_rows(values, rows, rows / head_dim);
+                    grid.encode(&ordered(values), scales.map(ordered).as_deref(), &mut bytes);
                 }
             }
             Ok(out.write_all(&bytes)?)
+        })
+    }
+
+    /// All rows in their own order, each with the values that it has on `grid`.
+    pub fn for_each_rounded_piece(
+        &self,
+        grid: Grid,
+        mut each: impl FnMut(&[f32]) -> Result<(), ExportError>,
+    ) -> Result<(), ExportError> {
+        let mut bytes = Vec::new();
+        let mut rounded = Vec::new();
+        self.for_each_piece(self.row(), |values, scales| {
+            bytes.clear();
+            grid.encode(values, scales, &mut bytes);
+            rounded.resize(values.len(), 0.0);
+            grid.decode(&bytes, &mut rounded);
+            each(&rounded)
+        })
+    }
+
+    /// Some of the weights at a time, whole units, with the scales of their blocks if they have any.
+    fn for_each_piece<E: From<ExportError>>(
+        &self,
+        unit: usize,
+        mut each: impl FnMut(&[f32], Option<&[f32]>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let scales = self.scales.filter(|_| self.row().is_multiple_of(BLOCK));
+        let scales = scales.map(Tensor::values).transpose()?;
+        let mut done = 0;
+        self.tensor.for_each_piece(unit * (PIECE / unit).max(1), |values| {
+            let blocks = done / BLOCK..(done + values.len()) / BLOCK;
+            done += values.len();
+            each(values, scales.as_ref().map(|scales| &scales[blocks]))
         })
     }
 
@@ -201,23 +259,35 @@ impl Grid {
         }
     }
 
-    /// Appends the bytes of whole rows.
-    fn encode(self, values: &[f32], bytes: &mut Vec<u8>) {
+    /// Appends the bytes of whole rows. Scales are those of their blocks, for Q4_0.
+    fn encode(self, values: &[f32], scales: Option<&[f32]>, bytes: &mut Vec<u8>) {
+        let start = bytes.len();
         match self {
             Self::F32 => bytes.extend(values.iter().flat_map(|x| x.to_le_bytes())),
             Self::F16 => {
                 bytes.extend(values.iter().flat_map(|&x| f16::from_f32_saturating(x).to_le_bytes()))
             }
             Self::Q4_0 => {
-                let start = bytes.len();
-                bytes.resize(start + values.len() / distill_quant::BLOCK * q4_0::BYTES, 0);
-                q4_0::quantize_row(values, &mut bytes[start..]);
+                bytes.resize(start + values.len() / BLOCK * q4_0::BYTES, 0);
+                match scales {
+                    None => q4_0::quantize_row(values, &mut bytes[start..]),
+                    Some(scales) => q4_0::quantize_row_scaled(values, scales, &mut bytes[start..]),
+                }
             }
             Self::Q8_0 => {
-                let start = bytes.len();
-                bytes.resize(start + values.len() / distill_quant::BLOCK * q8_0::BYTES, 0);
+                bytes.resize(start + values.len() / BLOCK * q8_0::BYTES, 0);
                 q8_0::quantize_row(values, &mut bytes[start..]);
             }
+        }
+    }
+
+    /// The values that [`Grid::encode`]d bytes stand for.
+    fn decode(self, bytes: &[u8], values: &mut [f32]) {
+        match self {
+            Self::F32 => FloatType::F32.widen(bytes, values),
+            Self::F16 => FloatType::F16.widen(bytes, values),
+            Self::Q4_0 => q4_0::dequantize(bytes, values),
+            Self::Q8_0 => q8_0::dequantize(bytes, values),
         }
     }
 }

@@ -4,7 +4,9 @@ mod tiny;
 
 use std::path::Path;
 
-use distill_export::{Activations, ExportError, GgufOptions, Grid, Summary, export_gguf};
+use distill_export::{
+    Activations, ExportError, GgufOptions, Grid, HuggingFaceOptions, Summary, export_gguf,
+};
 use distill_gguf::{Array, GgufFile, Value, names};
 use distill_quant::{f16, q4_0, q8_0};
 use proptest::prelude::*;
@@ -228,7 +230,12 @@ fn shards_half_floats_and_merges_as_pairs_give_the_same_file() {
 
     for ty in [distill_export::FloatType::F16, distill_export::FloatType::BF16] {
         let half = tempfile::tempdir().unwrap();
-        distill_export::export_huggingface(directory.path(), half.path(), ty).unwrap();
+        distill_export::export_huggingface(
+            directory.path(),
+            half.path(),
+            &HuggingFaceOptions::unrounded(ty),
+        )
+        .unwrap();
         let out = half.path().join("model.gguf");
         assert_eq!(export_gguf(half.path(), &out, &options).unwrap(), summary, "{ty:?}");
     }

@@ -5,7 +5,7 @@ mod tiny;
 
 use std::path::Path;
 
-use distill_export::{Activations, ExportError, FloatType, GgufOptions, Grid};
+use distill_export::{Activations, ExportError, FloatType, GgufOptions, Grid, HuggingFaceOptions};
 use distill_export::{export_gguf, export_huggingface};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -223,15 +223,26 @@ fn an_output_that_cannot_be_written_is_named_and_the_checkpoint_stays() {
     let error = export_gguf(directory.path(), &out, &OPTIONS).unwrap_err().to_string();
     assert!(error.starts_with(&format!("{}: cannot create", out.display())), "{error}");
     let out = directory.path().join("hf");
-    export_huggingface(directory.path(), &out, FloatType::F32).unwrap();
+    export_huggingface(directory.path(), &out, &HuggingFaceOptions::unrounded(FloatType::F32))
+        .unwrap();
 }
 
 #[test]
 fn exporting_a_hugging_face_directory_onto_itself_keeps_its_values() {
     let directory = tempfile::tempdir().unwrap();
     Tiny::new(true, 16).write(directory.path());
-    let first = export_huggingface(directory.path(), directory.path(), FloatType::F32).unwrap();
-    let second = export_huggingface(directory.path(), directory.path(), FloatType::F32).unwrap();
+    let first = export_huggingface(
+        directory.path(),
+        directory.path(),
+        &HuggingFaceOptions::unrounded(FloatType::F32),
+    )
+    .unwrap();
+    let second = export_huggingface(
+        directory.path(),
+        directory.path(),
+        &HuggingFaceOptions::unrounded(FloatType::F32),
+    )
+    .unwrap();
     assert_eq!(first, second);
 }
 

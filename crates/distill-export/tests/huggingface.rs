@@ -2,7 +2,7 @@
 
 mod tiny;
 
-use distill_export::{FloatType, export_huggingface};
+use distill_export::{FloatType, HuggingFaceOptions, export_huggingface};
 use distill_quant::{bf16, f16};
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
@@ -24,7 +24,8 @@ fn every_type_holds_the_masters_rounded_once() {
             }
             std::fs::write(from.path().join("chat_template.jinja"), "{{ x }}").unwrap();
             let out = to.path().join("hf");
-            let summary = export_huggingface(from.path(), &out, ty).unwrap();
+            let summary =
+                export_huggingface(from.path(), &out, &HuggingFaceOptions::unrounded(ty)).unwrap();
 
             let bytes = std::fs::read(out.join("model.safetensors")).unwrap();
             assert_eq!(summary.bytes, bytes.len() as u64);
@@ -65,7 +66,10 @@ fn a_place_that_cannot_be_written_is_named() {
     let from = tempfile::tempdir().unwrap();
     Tiny::new(true, 16).write(from.path());
     let taken = from.path().join("config.json/hf");
-    let error = export_huggingface(from.path(), &taken, FloatType::F32).unwrap_err().to_string();
+    let error =
+        export_huggingface(from.path(), &taken, &HuggingFaceOptions::unrounded(FloatType::F32))
+            .unwrap_err()
+            .to_string();
     let expected = format!("{}: cannot create the directory: ", taken.display());
     assert!(error.starts_with(&expected), "{error}");
 }

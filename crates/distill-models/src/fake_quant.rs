@@ -26,6 +26,47 @@ pub fn q4_0(weights: Tensor<1>, room: Option<Tensor<1>>) -> Tensor<1> {
     flat(codes.sub_scalar(8.0) * scale)
 }
 
+/// The same with given scales `[blocks]`.
+pub fn q4_0_scaled(weights: Tensor<1>, scales: &Tensor<1>, room: Option<Tensor<1>>) -> Tensor<1> {
+    if let Some(rounded) = distill_ops::round_scaled(&weights, scales, room) {
+        return rounded;
+    }
+    let (steps, scale) = scaled_steps(weights, scales);
+    flat((steps.floor().clamp(0.0, 15.0).sub_scalar(8.0)) * scale)
+}
+
+/// The gradient of [`q4_0_scaled`]'s values as those of the weights `[elements]`, 0 where the code is
+/// clamped, and of the scales `[blocks]` (LSQ, Esser et al. 2020, equation 3).
+pub fn q4_0_scaled_straight_through(
+    weights: Tensor<1>,
+    scales: &Tensor<1>,
+    gradient: Tensor<1>,
+) -> (Tensor<1>, Tensor<1>) {
+    if distill_ops::is_fused(&weights.device()) {
+        return distill_ops::straight_through_scaled(&weights, scales, gradient);
+    }
+    let (steps, _) = scaled_steps(weights, scales);
+    let gradient = blocks(gradient);
+    let inside =
+        steps.clone().greater_equal_scalar(0.0).float() * steps.clone().lower_scalar(16.0).float();
+    let codes = steps.clone().floor().clamp(0.0, 15.0).sub_scalar(8.0);
+    let slope = codes - steps.sub_scalar(8.5) * inside.clone();
+    let of_scales = (gradient.clone() * slope).sum_dim(1);
+    let [count, _] = of_scales.dims();
+    (flat(gradient * inside), of_scales.reshape([count]))
+}
+
+/// `x / d + 8.5` `[blocks, 32]` and the stored scale `[blocks, 1]`, both by given scales.
+fn scaled_steps(weights: Tensor<1>, scales: &Tensor<1>) -> (Tensor<2>, Tensor<2>) {
+    let x = blocks(weights);
+    let [count] = scales.dims();
+    let scale = scales.clone().reshape([count, 1]).clamp(-F16_MAX, F16_MAX);
+    let stored = round_to_f16(scale);
+    let zero = stored.clone().equal_scalar(0.0);
+    let inverse = stored.clone().recip().mask_fill(zero.clone(), 0.0);
+    ((x * inverse).add_scalar(8.5), stored.mask_fill(zero, 0.0))
+}
+
 /// The gradient of Q4_0's values as that of the weights: 0 where the code is clamped.
 /// `[elements]` each.
 pub fn q4_0_straight_through(weights: Tensor<1>, gradient: Tensor<1>) -> Tensor<1> {

@@ -4,6 +4,7 @@
 //! network. Weights are `[out, in]`, as Hugging Face stores them, so that the quantisation
 //! blocks of 32 lie along the contiguous input dimension.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -83,6 +84,9 @@ pub struct LlamaMlp {
 pub struct Linear {
     /// `[out, in]`.
     pub weight: Param<Tensor<2>>,
+    /// The scale of each block of 32 on its grid, `[out, in / 32]`, where it does not follow from
+    /// the block's weights.
+    pub weight_scale: Option<Param<Tensor<2>>>,
     /// The low-rank factors that gradients go to, if the weight is frozen.
     #[module(skip)]
     pub adapter: Option<Adapter>,
@@ -93,6 +97,8 @@ pub struct Linear {
 pub struct Embedding {
     /// `[vocab, hidden]`.
     pub weight: Param<Tensor<2>>,
+    /// As a linear's, `[vocab, hidden / 32]`.
+    pub weight_scale: Option<Param<Tensor<2>>>,
 }
 
 /// `x / sqrt(mean(x²) + ε) ∘ weight` over the last dimension.
@@ -170,12 +176,15 @@ impl LlamaForCausalLM {
             let name = format!("{name}.weight");
             Param::from_data(TensorData::new(values(&name, &dims), dims), device)
         };
-        let embed_tokens =
-            Embedding { weight: matrix("model.embed_tokens".into(), [config.vocab_size, hidden]) };
+        let embed_tokens = Embedding {
+            weight: matrix("model.embed_tokens".into(), [config.vocab_size, hidden]),
+            weight_scale: None,
+        };
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for index in 0..config.num_hidden_layers {
             let mut linear = |name: &str, out: usize, input: usize| Linear {
                 weight: matrix(format!("model.layers.{index}.{name}"), [out, input]),
+                weight_scale: None,
                 adapter: None,
             };
             let self_attn = LlamaAttention {
@@ -193,7 +202,7 @@ impl LlamaForCausalLM {
         }
         let lm_head = (!config.tie_word_embeddings)
             .then(|| matrix("lm_head".into(), [config.vocab_size, hidden]))
-            .map(|weight| Linear { weight, adapter: None });
+            .map(|weight| Linear { weight, weight_scale: None, adapter: None });
         let mut norm = |name: String| RmsNorm {
             weight: Param::from_data(
                 TensorData::new(values(&format!("{name}.weight"), &[hidden]), [hidden]),
@@ -225,8 +234,10 @@ impl LlamaForCausalLM {
     /// A model without layers to stand in for this one while it is elsewhere.
     pub(crate) fn hollow(&self) -> Self {
         let embed_tokens = self.model.embed_tokens.clone();
-        let embed_tokens =
-            Embedding { weight: embed_tokens.weight.map(|w| Tensor::zeros([1, 1], &w.device())) };
+        let embed_tokens = Embedding {
+            weight: embed_tokens.weight.map(|w| Tensor::zeros([1, 1], &w.device())),
+            weight_scale: None,
+        };
         let mut norm = self.model.norm.clone();
         norm.weight = norm.weight.map(|w| Tensor::zeros([1], &w.device()));
         Self {
@@ -235,6 +246,31 @@ impl LlamaForCausalLM {
             config: self.config.clone(),
             rounding: self.rounding.clone(),
         }
+    }
+
+    /// The same model with these scales of blocks, by the names of their matrices (`….weight`); a
+    /// matrix without has none afterwards.
+    ///
+    /// # Panics
+    /// If they are not a scale for each block of 32 in the rows.
+    #[must_use]
+    pub fn with_block_scales(mut self, mut scales: BTreeMap<String, Vec<f32>>) -> Self {
+        let mut of = |name: String, weight: Tensor<2>| {
+            let scales = scales.remove(&format!("{name}.weight"))?;
+            let [rows, columns] = weight.dims();
+            assert!(columns.is_multiple_of(distill_quant::BLOCK), "{name} has whole blocks");
+            let data = TensorData::new(scales, [rows, columns / distill_quant::BLOCK]);
+            Some(Param::from_data(data, &weight.device()))
+        };
+        let embedding = &mut self.model.embed_tokens;
+        embedding.weight_scale = of("model.embed_tokens".into(), embedding.weight.val());
+        if let Some(head) = &mut self.lm_head {
+            head.weight_scale = of("lm_head".into(), head.weight.val());
+        }
+        for (name, linear) in self.linears_mut() {
+            linear.weight_scale = of(name, linear.weight.val());
+        }
+        self
     }
 
     /// A student made of some of this model's layers, in order, with everything else kept.
@@ -279,7 +315,7 @@ impl LlamaForCausalLM {
 
     /// The residual stream `[batch, tokens, hidden]` after some consecutive layers.
     pub fn layers(&self, which: Range<usize>, x: Tensor<3>, positions: &Positions) -> Tensor<3> {
-        which.fold(x, |x, index| self.model.layers[index].forward(x, positions, index, self))
+        which.fold(x, |x, index| self.layer(index, x, positions))
     }
 
     /// The head's input, normalised and on the activation grid, from the last layer's output.
@@ -301,23 +337,63 @@ impl LlamaForCausalLM {
     }
 }
 
-impl LlamaDecoderLayer {
-    fn forward(
+/// A decoder layer in its parts, from one input of linears to the next. All tensors are
+/// `[batch, tokens, width]`; inputs of linears are on the activation grid.
+impl LlamaForCausalLM {
+    fn layer(&self, index: usize, x: Tensor<3>, positions: &Positions) -> Tensor<3> {
+        let input = self.attention_input(index, x.clone());
+        let mixed = self.attention_mixed(index, input, positions);
+        let x = self.add_attention(index, x, mixed);
+        let input = self.feed_forward_input(index, x.clone());
+        let inner = self.feed_forward_inner(index, input);
+        self.add_feed_forward(index, x, inner)
+    }
+
+    /// The input of a layer's query, key and value, from the residual stream.
+    pub fn attention_input(&self, layer: usize, x: Tensor<3>) -> Tensor<3> {
+        let normed = self.model.layers[layer].input_layernorm.forward(x);
+        self.rounding.linear_input(LinearInput::Attention(layer), normed)
+    }
+
+    /// The input of attention's output projection.
+    pub fn attention_mixed(&self, layer: usize, x: Tensor<3>, positions: &Positions) -> Tensor<3> {
+        let mixed = self.model.layers[layer].self_attn.mix(x, positions, self);
+        self.rounding.linear_input(LinearInput::AttentionOutput(layer), mixed)
+    }
+
+    /// The attention that each token gets from all queries of a layer, mean over heads, from the
+    /// input of query, key and value: `[batch, tokens, 1]`.
+    pub fn attention_received(
         &self,
+        layer: usize,
         x: Tensor<3>,
         positions: &Positions,
-        index: usize,
-        model: &LlamaForCausalLM,
     ) -> Tensor<3> {
-        let round = |input, x| model.rounding.linear_input(input, x);
-        let normed = round(LinearInput::Attention(index), self.input_layernorm.forward(x.clone()));
-        let mixed = self.self_attn.mix(normed, positions, model);
-        let mixed = round(LinearInput::AttentionOutput(index), mixed);
-        let x = x + self.self_attn.o_proj.forward(mixed);
-        let normed = self.post_attention_layernorm.forward(x.clone());
-        let normed = round(LinearInput::FeedForward(index), normed);
-        let inner = self.mlp.inner(normed);
-        x + self.mlp.down_proj.forward(round(LinearInput::Down(index), inner))
+        let attention = &self.model.layers[layer].self_attn;
+        let qkv = side_by_side(x, [&attention.q_proj, &attention.k_proj, &attention.v_proj]);
+        plain::attention_received(qkv, positions)
+    }
+
+    /// The residual stream after attention.
+    pub fn add_attention(&self, layer: usize, x: Tensor<3>, mixed: Tensor<3>) -> Tensor<3> {
+        x + self.model.layers[layer].self_attn.o_proj.forward(mixed)
+    }
+
+    /// The input of a layer's gate and up, from the residual stream.
+    pub fn feed_forward_input(&self, layer: usize, x: Tensor<3>) -> Tensor<3> {
+        let normed = self.model.layers[layer].post_attention_layernorm.forward(x);
+        self.rounding.linear_input(LinearInput::FeedForward(layer), normed)
+    }
+
+    /// The input of a layer's down.
+    pub fn feed_forward_inner(&self, layer: usize, x: Tensor<3>) -> Tensor<3> {
+        let inner = self.model.layers[layer].mlp.inner(x);
+        self.rounding.linear_input(LinearInput::Down(layer), inner)
+    }
+
+    /// The residual stream after the layer.
+    pub fn add_feed_forward(&self, layer: usize, x: Tensor<3>, inner: Tensor<3>) -> Tensor<3> {
+        x + self.model.layers[layer].mlp.down_proj.forward(inner)
     }
 }
 

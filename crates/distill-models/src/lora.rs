@@ -227,7 +227,7 @@ impl Lora {
                 }
                 _ => weights,
             };
-            quantized::round(grids.of(name), weights, None)
+            quantized::round(grids.of(name), weights, None, None)
         });
         live.rounding = grids.activations.into();
         for ((name, linear), (_, masters)) in live.linears_mut().zip(base.linears()) {

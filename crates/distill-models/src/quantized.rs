@@ -5,7 +5,11 @@
 //! gradients back to the masters. Micro-batches, evaluation and export thus see one and the
 //! same grid, and its cost does not grow with gradient accumulation.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::Tensor;
+use distill_quant::q4_0::BlockQ4_0;
+use distill_quant::{BLOCK, f16};
 
 use crate::parameters::{self, NamedTensors};
 use crate::{ActivationGrid, LlamaConfig, LlamaForCausalLM, ModelError, fake_quant};
@@ -34,9 +38,9 @@ pub struct WeightGrids {
 }
 
 impl WeightGrids {
-    /// The grid of a parameter; norms stay in float.
+    /// The grid of a parameter; norms and scales of blocks stay in float.
     pub fn of(&self, name: &str) -> WeightGrid {
-        if name.ends_with("norm.weight") {
+        if name.ends_with("norm.weight") || is_block_scale(name) {
             WeightGrid::Float
         } else if name == "model.embed_tokens.weight" || name == "lm_head.weight" {
             self.embeddings
@@ -73,6 +77,34 @@ impl WeightGrids {
     }
 }
 
+/// Whether a parameter is the scales of a matrix's blocks.
+pub fn is_block_scale(name: &str) -> bool {
+    name.ends_with(SCALE)
+}
+
+/// The name of a matrix's scales: `….weight_scale` for `….weight`.
+pub fn block_scale_of(matrix: &str) -> String {
+    format!("{}{SCALE}", matrix.trim_end_matches(".weight"))
+}
+
+/// The matrix whose scales a parameter is.
+pub fn block_scale_owner(scales: &str) -> String {
+    format!("{}.weight", scales.trim_end_matches(SCALE))
+}
+
+const SCALE: &str = ".weight_scale";
+
+/// The scales of blocks that a model has, by their names.
+fn block_scales(model: &LlamaForCausalLM) -> NamedTensors {
+    let mut scales = NamedTensors::new();
+    parameters::for_each_tensor(model, |name, tensor| {
+        if is_block_scale(name) {
+            scales.insert(name.to_string(), tensor);
+        }
+    });
+    scales
+}
+
 /// The model as it ships: every weight on its grid, activations rounded in the forward pass.
 pub fn quantize(masters: &LlamaForCausalLM, grids: &WeightGrids) -> LlamaForCausalLM {
     quantize_into(masters, grids, NamedTensors::new())
@@ -84,8 +116,9 @@ pub fn quantize_into(
     grids: &WeightGrids,
     mut room: NamedTensors,
 ) -> LlamaForCausalLM {
+    let scales = block_scales(masters);
     let mut model = parameters::map(masters.clone(), |name, _, weights| {
-        round(grids.of(name), weights, room.remove(name))
+        round(grids.of(name), weights, scales.get(&block_scale_of(name)), room.remove(name))
     });
     model.rounding = grids.activations.into();
     model
@@ -102,16 +135,37 @@ pub fn reclaim(model: LlamaForCausalLM, grids: &WeightGrids) -> NamedTensors {
     room
 }
 
-pub(crate) fn round(grid: WeightGrid, weights: Tensor<1>, room: Option<Tensor<1>>) -> Tensor<1> {
-    match grid {
-        WeightGrid::Float => weights,
-        WeightGrid::Q4_0 => fake_quant::q4_0(weights, room),
-        WeightGrid::Q8_0 => fake_quant::q8_0(weights, room),
+/// A flat matrix on a grid, with its scales of blocks if it has any, in the memory of `room` if nobody
+/// else holds that. Q8_0's scales always follow from the weights: in 8 bits nothing is won by others.
+pub fn round(
+    grid: WeightGrid,
+    weights: Tensor<1>,
+    scales: Option<&Tensor<1>>,
+    room: Option<Tensor<1>>,
+) -> Tensor<1> {
+    match (grid, scales) {
+        (WeightGrid::Float, _) => weights,
+        (WeightGrid::Q4_0, None) => fake_quant::q4_0(weights, room),
+        (WeightGrid::Q4_0, Some(scales)) => fake_quant::q4_0_scaled(weights, scales, room),
+        (WeightGrid::Q8_0, _) => fake_quant::q8_0(weights, room),
     }
 }
 
+/// The model with the scales that follow from its weights, as its own: they can be trained then.
+pub fn with_scales_of_weights(model: LlamaForCausalLM, grids: &WeightGrids) -> LlamaForCausalLM {
+    let mut scales = BTreeMap::new();
+    parameters::for_each(&model, |name, _, values| {
+        if grids.of(name) == WeightGrid::Q4_0 {
+            let of = |block: &[f32; BLOCK]| f16::to_f32(BlockQ4_0::quantize(block).d);
+            scales.insert(name.to_string(), values.as_chunks().0.iter().map(of).collect());
+        }
+    });
+    model.with_block_scales(scales)
+}
+
 /// Turns gradients of the rounded weights into gradients of the masters: unchanged inside the
-/// grid's range, zero where the code is clamped. Q8_0 never clamps.
+/// grid's range, zero where the code is clamped. Q8_0 never clamps. Scales of blocks that a model has
+/// get gradients too, under their own names: those of their logarithms, which is what is trained.
 pub fn straight_through(
     masters: &LlamaForCausalLM,
     grids: &WeightGrids,
@@ -120,12 +174,23 @@ pub fn straight_through(
     if grids.linears != WeightGrid::Q4_0 && grids.embeddings != WeightGrid::Q4_0 {
         return;
     }
+    let scales = block_scales(masters);
     parameters::for_each_tensor(masters, |name, weights| {
-        if grids.of(name) == WeightGrid::Q4_0
-            && let Some(gradient) = gradients.remove(name)
-        {
-            let passed = fake_quant::q4_0_straight_through(weights, gradient);
-            gradients.insert(name.to_string(), passed);
+        if grids.of(name) != WeightGrid::Q4_0 {
+            return;
         }
+        let Some(gradient) = gradients.remove(name) else { return };
+        let scale = block_scale_of(name);
+        let passed = match scales.get(&scale) {
+            None => fake_quant::q4_0_straight_through(weights, gradient),
+            Some(scales) => {
+                let (of_weights, of_scales) =
+                    fake_quant::q4_0_scaled_straight_through(weights, scales, gradient);
+                // ∂/∂ln s = s · ∂/∂s.
+                gradients.insert(scale, of_scales * scales.clone());
+                of_weights
+            }
+        };
+        gradients.insert(name.to_string(), passed);
     });
 }

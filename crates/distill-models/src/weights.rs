@@ -7,6 +7,7 @@ use burn::tensor::Device;
 use distill_gguf::{GgufFile, names};
 use safetensors::{SafeTensors, tensor::Dtype};
 
+use crate::quantized::{block_scale_owner, is_block_scale};
 use crate::{LlamaConfig, LlamaForCausalLM, ModelError};
 
 /// What a load found; a load with missing or unexpected tensors is an error, so this tells of
@@ -87,6 +88,9 @@ fn load(
         found.remove(&name);
         ignored.push(name);
     }
+    // Only checkpoints of a quantised student have scales of blocks.
+    let scales: Vec<String> = found.iter().filter(|name| is_block_scale(name)).cloned().collect();
+    found.retain(|name| !is_block_scale(name));
     let missing: Vec<String> = expected.keys().filter(|n| !found.contains(*n)).cloned().collect();
     let unexpected: Vec<String> =
         found.iter().filter(|n| !expected.contains_key(*n)).cloned().collect();
@@ -101,7 +105,19 @@ fn load(
         types: BTreeMap::new(),
         ignored,
     };
-    for (name, expected) in &expected {
+    let shape_of_scales = |name: &String| {
+        let matrix = expected.get(&block_scale_owner(name));
+        let matrix = matrix.filter(|dims| dims.len() == 2).ok_or_else(|| ModelError::Tensors {
+            path: path.to_path_buf(),
+            missing: Vec::new(),
+            unexpected: vec![name.clone()],
+        })?;
+        Ok::<_, ModelError>(vec![matrix[0], matrix[1] / distill_quant::BLOCK])
+    };
+    let of_scales = scales.iter().map(|name| Ok((name, shape_of_scales(name)?)));
+    let of_scales = of_scales.collect::<Result<Vec<_>, ModelError>>()?;
+    let of_scales = of_scales.iter().map(|(name, dims)| (*name, dims));
+    for (name, expected) in expected.iter().chain(of_scales) {
         let (dims, dtype) = source.describe(name)?;
         if &dims != expected {
             return Err(ModelError::TensorShape {
@@ -128,10 +144,13 @@ fn load(
             }
         }
     });
-    match failure {
-        Some(error) => Err(error),
-        None => Ok((model, report)),
+    if let Some(error) = failure {
+        return Err(error);
     }
+    let read =
+        |name: &String| Ok((block_scale_owner(name), finite(path, name, source.read(name)?)?));
+    let scales = scales.iter().map(read).collect::<Result<BTreeMap<_, _>, ModelError>>()?;
+    Ok((model.with_block_scales(scales), report))
 }
 
 /// Every parameter of a configuration with its row-major dimensions.

@@ -47,6 +47,52 @@ pub fn round(grid: Grid, x: &Tensor<1>, room: Option<Tensor<1>>) -> Option<Tenso
     })))
 }
 
+/// A flat tensor of whole blocks on Q4_0, each with its scale of `scales` `[blocks]`, in the memory of
+/// `room` if nobody else holds that.
+pub fn round_scaled(
+    x: &Tensor<1>,
+    scales: &Tensor<1>,
+    room: Option<Tensor<1>>,
+) -> Option<Tensor<1>> {
+    let (x, scales) = (host(x)?, host(scales)?);
+    let elements = values(&x).len();
+    let room = room.and_then(host_owned).filter(|room| values(room).len() == elements);
+    Some(device(operator("weight rounding", Work::floats(2 * elements), || {
+        if let Some(mut room) = room
+            && let Some(out) = room.try_storage_mut()
+        {
+            rounding::round_scaled(values(&x), values(&scales), out);
+            return room;
+        }
+        let mut out = vec![0.0; elements];
+        rounding::round_scaled(values(&x), values(&scales), &mut out);
+        tensor(out, burn::backend::TensorMetadata::shape(&x))
+    })))
+}
+
+/// The gradient of weights rounded by [`round_scaled`] as those of the weights, in place if nobody
+/// else holds it, and of the scales `[blocks]`.
+///
+/// # Panics
+/// Where the device has no fused operators.
+pub fn straight_through_scaled(
+    weights: &Tensor<1>,
+    scales: &Tensor<1>,
+    gradient: Tensor<1>,
+) -> (Tensor<1>, Tensor<1>) {
+    let (weights, scales) = (host(weights), host(scales));
+    let (weights, scales) = (weights.expect("fused operators"), scales.expect("on one device"));
+    let mut gradient = host_owned(gradient).expect("on the weights' device, untracked");
+    let mut of_scales = vec![0.0; values(&scales).len()];
+    operator("weight rounding, backward", Work::floats(3 * values(&weights).len()), || {
+        let (weights, scales) = (values(&weights), values(&scales));
+        let gradient = gradient.storage_mut();
+        rounding::straight_through_scaled(weights, scales, gradient, &mut of_scales);
+    });
+    let of_scales = tensor(of_scales, burn::backend::TensorMetadata::shape(&scales));
+    (device(gradient), device(of_scales))
+}
+
 /// The gradient of rounded weights as that of the weights, through Q4_0: 0 where it clamps. In place
 /// if nobody else holds the gradient.
 ///

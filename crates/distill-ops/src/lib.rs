@@ -23,7 +23,10 @@ pub use cpu::gate::Gate;
 pub use cpu::norm::Norm;
 pub use flex::FusedOps;
 pub use head::{HeadInput, HeadLoss};
-pub use in_place::{adamw, add_rows, round, straight_through_q4_0, sum_of_squares};
+pub use in_place::{
+    adamw, add_rows, round, round_scaled, straight_through_q4_0, straight_through_scaled,
+    sum_of_squares,
+};
 pub use lora::{LoraInput, LoraRule, lora, lora_merge};
 pub use moments::{BLOCK as MOMENT_BLOCK, EightBit, MomentType, Moments};
 pub use positions::{Layout, Positions};

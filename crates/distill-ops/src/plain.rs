@@ -61,6 +61,32 @@ pub fn attention_rounding(
     round: fn(Tensor<4>) -> Tensor<4>,
 ) -> Tensor<3> {
     let Shape { batch, tokens, heads, kv_heads, head_dim } = positions.layout.shape;
+    let (weights, v) = attention_weights(qkv, positions, round);
+    weights
+        .reshape([batch, kv_heads, heads / kv_heads * tokens, tokens])
+        .matmul(v)
+        .reshape([batch, heads, tokens, head_dim])
+        .swap_dims(1, 2)
+        .reshape([batch, tokens, heads * head_dim])
+}
+
+/// What each token is to the queries: the attention that it gets from all of them, mean over heads,
+/// `[batch, tokens, 1]`. Its mean over tokens is one.
+pub fn attention_received(qkv: Tensor<3>, positions: &Positions) -> Tensor<3> {
+    let Shape { batch, tokens, heads, .. } = positions.layout.shape;
+    let (weights, _) = attention_weights(qkv, positions, |x| x);
+    let received = weights.sum_dim(3).reshape([batch, heads, tokens]).mean_dim(1);
+    received.reshape([batch, tokens, 1])
+}
+
+/// Softmax of the scores, `[batch, kv_heads, group, tokens, tokens]`, and the values
+/// `[batch, kv_heads, tokens, head_dim]`.
+fn attention_weights(
+    qkv: Tensor<3>,
+    positions: &Positions,
+    round: fn(Tensor<4>) -> Tensor<4>,
+) -> (Tensor<5>, Tensor<4>) {
+    let Shape { batch, tokens, heads, kv_heads, head_dim } = positions.layout.shape;
     let tensors = positions.tensors(&qkv.device());
     let tracked = qkv.is_autodiff();
     let own = |x: &Tensor<4>| if tracked { x.clone().autodiff() } else { x.clone() };
@@ -79,13 +105,7 @@ pub fn attention_rounding(
     let q = q.reshape([batch, kv_heads, group * tokens, head_dim]);
     let scores = q.matmul(k.transpose()).mul_scalar((head_dim as f64).powf(-0.5));
     let scores = scores.reshape([batch, kv_heads, group, tokens, tokens]);
-    let weights = activation::softmax(scores + bias, 4);
-    weights
-        .reshape([batch, kv_heads, group * tokens, tokens])
-        .matmul(v)
-        .reshape([batch, heads, tokens, head_dim])
-        .swap_dims(1, 2)
-        .reshape([batch, tokens, heads * head_dim])
+    (activation::softmax(scores + bias, 4), v)
 }
 
 /// Rotates the halves of `x` `[batch, heads, tokens, head_dim]` by `cos` and `sin`

@@ -12,6 +12,15 @@
 //! The sign of the scale is that which gives `m` the code 0, that is −8, the end of the range
 //! that has no opposite. Where `d16` is zero the block is a *zero block*: scale +0, every code 8.
 //! Where it saturates, the saturated value is also the divisor.
+//!
+//! A scale may also be given, found by a search or learned ([`BlockQ4_0::quantize_scaled`]). Then
+//!
+//! ```text
+//! d16  = f16(scale)                    nearest even, saturating at ±65504
+//! code = clamp(⌊x · (1 / d16) + 8.5⌋, 0, 15)
+//! ```
+//!
+//! and a zero block is where `d16` is zero.
 
 use crate::{BLOCK, f16};
 
@@ -60,6 +69,15 @@ pub const fn scale_of_extremes(hi: f32, lo: f32) -> Option<(u16, f32)> {
     Some((d16, 1.0 / divisor))
 }
 
+/// A given scale as it is stored, and the f32 reciprocal its codes are taken with; `None` for a zero
+/// block.
+#[inline(always)]
+#[must_use]
+pub const fn given_scale(scale: f32) -> Option<(u16, f32)> {
+    let d16 = f16::from_f32_saturating(scale);
+    if d16 & 0x7FFF == 0 { None } else { Some((d16, 1.0 / f16::to_f32(d16))) }
+}
+
 /// The position of `x` on the grid before rounding down: its code is `min(15, ⌊position⌋)`.
 #[inline(always)]
 #[must_use]
@@ -71,7 +89,17 @@ impl BlockQ4_0 {
     /// Quantises 32 finite weights.
     #[must_use]
     pub fn quantize(block: &[f32; BLOCK]) -> Self {
-        let Some((d, reciprocal)) = scale(block) else {
+        Self::codes(block, scale(block))
+    }
+
+    /// Quantises 32 finite weights with a scale that was found otherwise, finite too.
+    #[must_use]
+    pub fn quantize_scaled(block: &[f32; BLOCK], scale: f32) -> Self {
+        Self::codes(block, given_scale(scale))
+    }
+
+    fn codes(block: &[f32; BLOCK], scale: Option<(u16, f32)>) -> Self {
+        let Some((d, reciprocal)) = scale else {
             return Self { d: 0, qs: [ZERO_CODE | ZERO_CODE << 4; 16] };
         };
         // For positions ≥ 0 a cast to an integer is the floor; below, both end at code 0.
@@ -126,6 +154,19 @@ pub fn quantize_row(values: &[f32], bytes: &mut [u8]) {
     }
 }
 
+/// The same with a given scale for each block.
+///
+/// # Panics
+/// If `values` is not whole blocks, or `scales` or `bytes` are not as many.
+pub fn quantize_row_scaled(values: &[f32], scales: &[f32], bytes: &mut [u8]) {
+    crate::assert_whole_blocks(bytes.len(), values.len(), BYTES, BLOCK);
+    assert_eq!(scales.len() * BLOCK, values.len(), "a scale for each block");
+    let blocks = values.as_chunks::<BLOCK>().0.iter().zip(scales);
+    for ((block, &scale), out) in blocks.zip(bytes.as_chunks_mut::<BYTES>().0) {
+        *out = BlockQ4_0::quantize_scaled(block, scale).to_bytes();
+    }
+}
+
 /// Dequantises `bytes` into `values`, block after block.
 ///
 /// # Panics
@@ -164,6 +205,29 @@ pub fn straight_through_mask(values: &[f32], mask: &mut [f32]) {
             }
         };
     }
+}
+
+/// The gradient of a loss with respect to a block's weights and its given scale, from that with
+/// respect to the 32 values that the codes stand for: straight through the rounding, in place.
+///
+/// With v = x / d16 and the code c − 8 it stands for, ∂x̂/∂x is 1 inside the range and 0 where the
+/// code is clamped; ∂x̂/∂d is (c − 8) − v inside and c − 8 where it is clamped (LSQ, Esser et al.
+/// 2020, equation 3). A zero block passes everything, and nothing to its scale.
+pub fn straight_through_scaled(
+    block: &[f32; BLOCK],
+    scale: f32,
+    gradient: &mut [f32; BLOCK],
+) -> f32 {
+    let Some((_, reciprocal)) = given_scale(scale) else { return 0.0 };
+    let mut of_scale = 0.0;
+    for (&x, gradient) in block.iter().zip(gradient) {
+        let position = position(x, reciprocal);
+        let inside = (0.0..16.0).contains(&position);
+        let code = f32::from((position as i32).clamp(0, 15) as i8 - 8);
+        of_scale += *gradient * if inside { code - x * reciprocal } else { code };
+        *gradient = if inside { *gradient } else { 0.0 };
+    }
+    of_scale
 }
 
 #[cfg(test)]
@@ -257,6 +321,56 @@ mod tests {
         let mut mask = [0.5; BLOCK];
         straight_through_mask(&x, &mut mask);
         assert_eq!(&mask[..6], &[1.0, 1.0, 0.0, 0.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn a_given_scale_is_that_of_the_block_and_clamps_at_both_ends() {
+        let x = [(0, -8.0), (1, -8.6), (2, 7.4), (3, 7.6), (4, 0.5), (5, -0.5)];
+        let block = BlockQ4_0::quantize_scaled(&block_with(&x), 1.0);
+        assert_eq!(block.dequantize()[..6], [-8.0, -8.0, 7.0, 7.0, 1.0, 0.0]);
+        // A negative scale turns the range around.
+        let block = BlockQ4_0::quantize_scaled(&block_with(&[(0, 8.0), (1, -8.0)]), -1.0);
+        assert_eq!(block.dequantize()[..3], [8.0, -7.0, 0.0]);
+        // The codes are those of the scale as it is stored.
+        let scale = 1.0 + 2f32.powi(-12);
+        assert_eq!(
+            BlockQ4_0::quantize_scaled(&block_with(&x), scale),
+            BlockQ4_0::quantize_scaled(&block_with(&x), 1.0)
+        );
+        for zero in [0.0, -0.0, 1e-9] {
+            assert_eq!(
+                BlockQ4_0::quantize_scaled(&block_with(&x), zero),
+                BlockQ4_0 { d: 0, qs: [0x88; 16] }
+            );
+        }
+        let large = BlockQ4_0::quantize_scaled(&block_with(&[(0, -1e30)]), 1e30);
+        assert_eq!(large.dequantize()[0], -8.0 * 65504.0);
+    }
+
+    #[test]
+    fn a_block_with_its_own_scale_given_keeps_its_codes() {
+        let values: [f32; BLOCK] = core::array::from_fn(|i| ((i * 7 % 32) as f32 - 16.0) / 2.0);
+        let block = BlockQ4_0::quantize(&values);
+        let d = f16::to_f32(block.d);
+        assert_eq!(BlockQ4_0::quantize_scaled(&block.dequantize(), d), block);
+    }
+
+    #[test]
+    fn the_slope_of_a_given_scale_is_that_of_finite_differences() {
+        // Between its boundaries x̂ is a line in d through c − 8; the straight-through part −v is
+        // that of a rounding whose slope is taken to be 1.
+        let x = block_with(&[(0, -9.0), (1, 3.2), (2, 9.0), (3, -1.6)]);
+        let mut gradient = [0.0; BLOCK];
+        for (i, g) in [(0, 0.5), (1, 2.0), (2, -1.0), (3, 4.0)] {
+            gradient[i] = g;
+        }
+        let of_scale = straight_through_scaled(&x, 1.0, &mut gradient);
+        let inside = 2.0 * (3.0 - 3.2) + 4.0 * (-2.0 + 1.6);
+        assert!((of_scale - (0.5 * -8.0 - 7.0 + inside)).abs() < 1e-6);
+        assert_eq!(gradient[..4], [0.0, 2.0, 0.0, 4.0]);
+        let mut all = [1.0; BLOCK];
+        assert_eq!(straight_through_scaled(&x, 0.0, &mut all), 0.0);
+        assert_eq!(all, [1.0; BLOCK]);
     }
 
     #[test]

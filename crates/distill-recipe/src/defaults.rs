@@ -1,7 +1,7 @@
 //! Every default of a recipe, once. `raw` shows them in the JSON schema, `resolve` fills them in.
 
 use crate::resolved::{
-    ActivationGrid, Backend, Engine, KvCache, LoraTarget, OptimizerState, Precision,
+    ActivationGrid, Backend, Engine, KvCache, LoraTarget, Method, OptimizerState, Precision,
 };
 
 pub(crate) const SEED: u64 = 0;
@@ -26,6 +26,8 @@ pub(crate) const CROSS_ENTROPY: f64 = 0.0;
 
 pub(crate) const ACTIVATIONS: ActivationGrid = ActivationGrid::Float;
 pub(crate) const START_STEP: usize = 0;
+pub(crate) const METHOD: Method = Method::Round;
+pub(crate) const CALIBRATION_SEQUENCES: usize = 32;
 
 /// Two to four large cores of a phone or of a Raspberry Pi 5, at a third of their peak.
 pub(crate) const TOPS: f64 = 0.1;
@@ -51,6 +53,7 @@ pub(crate) const CLIP_NORM: f64 = 1.0;
 /// `eval_every` is this part of `steps`: one in five.
 pub(crate) const EVAL_PART: usize = 5;
 pub(crate) const KEEP_CHECKPOINTS: usize = 2;
+pub(crate) const LEARNING_RATE_FACTOR: f64 = 1.0;
 
 pub(crate) const EVAL_SEQUENCES: usize = 8;
 pub(crate) const PROMPTS: [&str; 3] =

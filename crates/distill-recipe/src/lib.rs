@@ -21,7 +21,8 @@ pub use error::{Problem, RecipeError};
 pub use problem::ProblemKind;
 pub use resolved::{
     ActivationGrid, Backend, Data, Device, Distill, DivergenceKind, Engine, Eval, Export, KvCache,
-    LocalTeacher, Lora, LoraTarget, ModelRef, NewModel, OptimizerState, Precision, Quantize,
-    Recipe, Schedule, Student, StudentInit, Teacher, TokenizerChoice, Train, WeightGrid,
+    LearningRateFactors, LocalTeacher, Lora, LoraTarget, Method, ModelRef, NewModel,
+    OptimizerState, Precision, Quantize, Recipe, Scales, Schedule, Student, StudentInit, Teacher,
+    TokenizerChoice, Train, WeightGrid,
 };
 pub use schema::schema;

@@ -186,6 +186,12 @@ pub enum ProblemKind {
         /// What it does not go with.
         with: &'static str,
     },
+    /// Scales of blocks where low-rank factors are trained.
+    #[error("scales of blocks that are found or trained do not go with [train.lora]")]
+    ScalesWithLora,
+    /// Scales that would be found and then not used.
+    #[error("`quantize.scales = \"weights\"` throws away what `quantize.method` has found")]
+    ScalesThrownAway,
     /// A `beta` that would do nothing.
     #[error("`distill.beta` belongs to `loss = \"jsd\"`, and the loss is \"{loss}\"")]
     BetaWithoutJsd {
@@ -382,6 +388,12 @@ impl ProblemKind {
             Self::Bf16 { .. } => "set `backend` to \"cuda\", with all weights trained and none on a \
                  grid, whose values bf16 would round again; or remove `precision`"
                 .to_owned(),
+            Self::ScalesWithLora => "train all weights: remove [train.lora]; or keep `method = \"round\"` \
+                 and `scales = \"weights\"`"
+                .to_owned(),
+            Self::ScalesThrownAway => "set `scales` to \"learned\" or \"fixed\", or set `method = \
+                 \"round\"`"
+                .to_owned(),
             Self::BetaWithoutJsd { .. } => "set `loss = \"jsd\"`, or remove `beta`".to_owned(),
             Self::StartStep { steps, .. } => {
                 format!("choose a step below {steps}; half of it is a good start")
@@ -430,6 +442,8 @@ impl ProblemKind {
             Self::KeepLayersWithoutTeacher | Self::DistillWithoutTeacher => "no teacher",
             Self::EngineNeedsGguf => "reads GGUF alone",
             Self::Bf16 { .. } => "for CUDA, all weights, no grid",
+            Self::ScalesWithLora => "all weights only",
+            Self::ScalesThrownAway => "not used",
             Self::KeepLayersOrder { .. } => "not increasing",
             Self::HeadDim { .. } | Self::KeyValueHeads { .. } => "does not divide",
             Self::OddHeadDim { .. } => "odd",

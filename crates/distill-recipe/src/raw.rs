@@ -13,7 +13,8 @@ use serde::Deserialize;
 
 use crate::defaults;
 use crate::resolved::{
-    ActivationGrid, Backend, Engine, KvCache, LoraTarget, OptimizerState, Precision, WeightGrid,
+    ActivationGrid, Backend, Engine, KvCache, LoraTarget, Method, OptimizerState, Precision,
+    Scales, WeightGrid,
 };
 
 /// A value and the bytes of the document it was written in.
@@ -240,6 +241,15 @@ pub(crate) struct Quantize {
     /// The first step that sees the grid; before it, training is in f32.
     #[schemars(extend("default" = defaults::START_STEP))]
     pub(crate) start_step: Option<Written<usize>>,
+    /// How the weights come to the grid at `start_step`: what training begins with.
+    #[schemars(extend("default" = defaults::METHOD))]
+    pub(crate) method: Option<Written<Method>>,
+    /// Where the scale of each Q4_0 block comes from while training. Default: `weights` where the
+    /// method is `round`, else `learned`.
+    pub(crate) scales: Option<Written<Scales>>,
+    /// Sequences of the training text that `search` and `gptq` look at.
+    #[schemars(range(min = 1), extend("default" = defaults::CALIBRATION_SEQUENCES))]
+    pub(crate) calibration_sequences: Option<Written<usize>>,
 }
 
 /// The device that the student is made for, and what it must do there. `distill plan` predicts it,
@@ -352,7 +362,26 @@ pub(crate) struct Train {
     /// How many of the newest checkpoints stay on disk.
     #[schemars(range(min = 1), extend("default" = defaults::KEEP_CHECKPOINTS))]
     pub(crate) keep_checkpoints: Option<Written<usize>>,
+    pub(crate) learning_rate_factors: Option<LearningRateFactors>,
     pub(crate) lora: Option<Written<Lora>>,
+}
+
+/// What the learning rate of some weights is multiplied by; 0 leaves them as they are.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LearningRateFactors {
+    /// All linear layers of the decoder.
+    #[schemars(range(min = 0), extend("default" = defaults::LEARNING_RATE_FACTOR))]
+    pub(crate) linears: Option<Written<f64>>,
+    /// The token embedding and the head, tied or not.
+    #[schemars(range(min = 0), extend("default" = defaults::LEARNING_RATE_FACTOR))]
+    pub(crate) embeddings: Option<Written<f64>>,
+    /// All norms.
+    #[schemars(range(min = 0), extend("default" = defaults::LEARNING_RATE_FACTOR))]
+    pub(crate) norms: Option<Written<f64>>,
+    /// Scales of blocks, which change by this rate relative to what they are.
+    #[schemars(range(min = 0), extend("default" = defaults::LEARNING_RATE_FACTOR))]
+    pub(crate) scales: Option<Written<f64>>,
 }
 
 /// LoRA: all weights stay as they are, and low-rank factors are trained beside the linears, as

@@ -13,8 +13,9 @@ use crate::problem::ProblemKind;
 use crate::raw::{self, Loss, ScheduleKind, Written};
 use crate::resolved::{
     ActivationGrid, Backend, Data, Device, Distill, DivergenceKind, Engine, Eval, Export,
-    LocalTeacher, Lora, LoraTarget, ModelRef, NewModel, Precision, Quantize, Recipe, Schedule,
-    Student, StudentInit, Teacher, TokenizerChoice, Train, WeightGrid,
+    LearningRateFactors, LocalTeacher, Lora, LoraTarget, Method, ModelRef, NewModel, Precision,
+    Quantize, Recipe, Scales, Schedule, Student, StudentInit, Teacher, TokenizerChoice, Train,
+    WeightGrid,
 };
 use crate::shape;
 
@@ -414,7 +415,35 @@ impl Resolver<'_> {
             let others = [(written.linears.span(), "not quantized")];
             self.push(ProblemKind::ActivationsWithoutLinears, place.span(), &others);
         }
-        Quantize { linears, embeddings: *written.embeddings.value(), activations, start_step }
+        let method = or(&written.method, defaults::METHOD);
+        let scales = match method {
+            Method::Round => Scales::Weights,
+            Method::Search | Method::Gptq => Scales::Learned,
+        };
+        let scales = or(&written.scales, scales);
+        let found = written.method.as_ref().filter(|_| method != Method::Round).map(Written::span);
+        let kept = written.scales.as_ref().filter(|_| scales != Scales::Weights).map(Written::span);
+        if let (Some(place), Some(lora)) = (found.or(kept), &train.lora) {
+            let others = [(lora.span(), "factors beside frozen weights")];
+            self.push(ProblemKind::ScalesWithLora, place, &others);
+        } else if let (Some(place), Scales::Weights) = (&written.scales, scales)
+            && method != Method::Round
+        {
+            let others = self::place(&written.method, "finds scales of its own");
+            self.push(ProblemKind::ScalesThrownAway, place.span(), &others);
+        }
+        Quantize {
+            linears,
+            embeddings: *written.embeddings.value(),
+            activations,
+            start_step,
+            method,
+            scales,
+            calibration_sequences: or(
+                &written.calibration_sequences,
+                defaults::CALIBRATION_SEQUENCES,
+            ),
+        }
     }
 
     fn device(&mut self, written: &raw::Device) -> Device {
@@ -482,6 +511,10 @@ impl Resolver<'_> {
             eval_every,
             checkpoint_every: or(&written.checkpoint_every, eval_every),
             keep_checkpoints: or(&written.keep_checkpoints, defaults::KEEP_CHECKPOINTS),
+            learning_rate_factors: written
+                .learning_rate_factors
+                .as_ref()
+                .map_or(LearningRateFactors::default(), learning_rate_factors),
             lora: written.lora.as_ref().map(|lora| self.lora(lora.value())),
         }
     }
@@ -568,6 +601,16 @@ impl Resolver<'_> {
                 Schedule::Wsd { decay_steps }
             }
         }
+    }
+}
+
+fn learning_rate_factors(written: &raw::LearningRateFactors) -> LearningRateFactors {
+    let factor = |written| or(written, defaults::LEARNING_RATE_FACTOR);
+    LearningRateFactors {
+        linears: factor(&written.linears),
+        embeddings: factor(&written.embeddings),
+        norms: factor(&written.norms),
+        scales: factor(&written.scales),
     }
 }
 

@@ -212,6 +212,53 @@ pub struct Quantize {
     pub activations: ActivationGrid,
     /// The first optimiser step (counted from 0) that sees the grid.
     pub start_step: usize,
+    /// How the weights come to the grid there.
+    #[serde(default = "round")]
+    pub method: Method,
+    /// Where scales of Q4_0 blocks come from while training.
+    #[serde(default = "from_weights")]
+    pub scales: Scales,
+    /// Sequences of training text that the method looks at.
+    #[serde(default = "calibration")]
+    pub calibration_sequences: usize,
+}
+
+const fn round() -> Method {
+    crate::defaults::METHOD
+}
+
+const fn from_weights() -> Scales {
+    Scales::Weights
+}
+
+const fn calibration() -> usize {
+    crate::defaults::CALIBRATION_SEQUENCES
+}
+
+/// How the weights of a finished model come to a grid of 4 bits, before any training on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Each to the nearest code, the scale from the block's largest weight.
+    Round,
+    /// The scale that leaves the least squared error of the block, errors of a weight weighted by
+    /// how large its inputs are.
+    Search,
+    /// Searched scales, and column after column the error of rounding is made up for by the columns
+    /// that follow, so that the layer's output stays near (GPTQ).
+    Gptq,
+}
+
+/// Where the scales of Q4_0 blocks come from while training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Scales {
+    /// From the block's largest weight, at every step anew.
+    Weights,
+    /// They stay as the method found them.
+    Fixed,
+    /// They are trained with the weights (LSQ).
+    Learned,
 }
 
 /// A grid for weights.
@@ -315,9 +362,32 @@ pub struct Train {
     pub checkpoint_every: usize,
     /// How many of the newest checkpoints stay on disk, ≥ 1.
     pub keep_checkpoints: usize,
+    /// What the learning rate of some weights is multiplied by.
+    #[serde(default)]
+    pub learning_rate_factors: LearningRateFactors,
     /// Low-rank factors that are trained in place of the weights; `None` trains all weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<Lora>,
+}
+
+/// What the learning rate of some weights is multiplied by; 0 leaves them as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LearningRateFactors {
+    /// All linear layers of the decoder.
+    pub linears: f64,
+    /// The token embedding and the head.
+    pub embeddings: f64,
+    /// All norms.
+    pub norms: f64,
+    /// Scales of blocks, relative to what they are.
+    pub scales: f64,
+}
+
+impl Default for LearningRateFactors {
+    fn default() -> Self {
+        let factor = crate::defaults::LEARNING_RATE_FACTOR;
+        Self { linears: factor, embeddings: factor, norms: factor, scales: factor }
+    }
 }
 
 /// What the layers' matrix products compute in.

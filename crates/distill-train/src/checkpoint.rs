@@ -162,7 +162,9 @@ pub fn read(
         }
     };
     let path = checkpoint.join(OPTIMIZER);
-    let moments = optimizer_state::read(&path, &optimizer, &student.shapes(), device)?;
+    let mut trained = student.shapes();
+    trained.retain(|(name, _)| optimizer.trains(name));
+    let moments = optimizer_state::read(&path, &optimizer, &trained, device)?;
     optimizer.restore(state.step, moments);
     Ok((student, optimizer, state))
 }

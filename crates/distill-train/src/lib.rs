@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod optimizer;
 mod optimizer_state;
 pub mod plan;
+pub mod post_training;
 pub mod prepare;
 pub mod schedule;
 pub mod student;

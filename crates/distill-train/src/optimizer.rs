@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use burn::tensor::Tensor;
 use distill_models::LlamaForCausalLM;
 use distill_models::parameters::{self, NamedTensors};
+use distill_models::quantized::is_block_scale;
 use distill_ops::cpu::adamw::Update;
 use distill_ops::{MomentType, Moments};
-use distill_recipe::{OptimizerState, Train};
+use distill_recipe::{LearningRateFactors, OptimizerState, Train};
 
 /// AdamW with bias correction and decoupled weight decay on matrices (norms do not decay).
 ///
@@ -18,6 +19,8 @@ pub struct AdamW {
     beta2: f64,
     epsilon: f64,
     weight_decay: f64,
+    /// What the learning rate of some parameters is multiplied by.
+    factors: LearningRateFactors,
     /// The type that moments are kept in.
     state: MomentType,
     /// What their rounding is drawn from, with the step and the parameter's name.
@@ -36,6 +39,7 @@ impl AdamW {
             beta2: train.beta2,
             epsilon: train.epsilon,
             weight_decay: train.weight_decay,
+            factors: train.learning_rate_factors,
             state: match train.optimizer_state {
                 OptimizerState::F32 => MomentType::F32,
                 OptimizerState::Bf16 => MomentType::Bf16,
@@ -45,6 +49,18 @@ impl AdamW {
             step: 0,
             moments: BTreeMap::new(),
         }
+    }
+
+    /// Leaves scales of blocks as they are.
+    #[must_use]
+    pub fn with_fixed_scales(mut self) -> Self {
+        self.factors.scales = 0.0;
+        self
+    }
+
+    /// Whether a parameter is ever changed.
+    pub fn trains(&self, name: &str) -> bool {
+        self.factor(name) != 0.0
     }
 
     /// One update of a whole model from gradients times `clip`; a parameter without a gradient stays
@@ -100,6 +116,19 @@ impl AdamW {
         self.moments = moments;
     }
 
+    /// What the learning rate of a parameter is multiplied by.
+    fn factor(&self, name: &str) -> f64 {
+        if is_block_scale(name) {
+            self.factors.scales
+        } else if name.ends_with("norm.weight") {
+            self.factors.norms
+        } else if name == "model.embed_tokens.weight" || name == "lm_head.weight" {
+            self.factors.embeddings
+        } else {
+            self.factors.linears
+        }
+    }
+
     /// The key of what is drawn for a parameter in the current step.
     fn noise(&self, name: &str) -> u32 {
         // FNV-1a of the name, then the finaliser of SplitMix64 over all three.
@@ -123,7 +152,10 @@ pub struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// A parameter's flat weights, one step on; `dims` are its dimensions.
+    /// A parameter's flat weights, one step on; `dims` are its dimensions. Scales of blocks are
+    /// multiplied: what is trained is their logarithm, so that the learning rate is relative to what
+    /// they are, whatever the size of the weights. (A factor to gradients such as LSQ's 1/√(32 · 8)
+    /// would change nothing, for Adam's step does not depend on it.)
     pub fn apply(
         &mut self,
         name: &str,
@@ -131,14 +163,25 @@ impl Step<'_> {
         weight: Tensor<1>,
         gradient: Tensor<1>,
     ) -> Tensor<1> {
+        let factor = self.optimizer.factor(name);
+        if factor == 0.0 {
+            return weight;
+        }
         let noise = self.optimizer.noise(name);
-        let decay = if dims.len() > 1 { self.decay } else { 0.0 };
-        let update = Update { keep: (1.0 - decay) as f32, ..self.update };
         if !self.optimizer.moments.contains_key(name) {
             let fresh = Moments::zeros(self.optimizer.state, &gradient);
             self.optimizer.moments.insert(name.to_string(), fresh);
         }
+        let rate = (f64::from(self.update.rate) * factor) as f32;
         let moments = self.optimizer.moments.get_mut(name).expect("inserted above");
+        if is_block_scale(name) {
+            let update = Update { rate, keep: 1.0, ..self.update };
+            let zeros = weight.zeros_like();
+            let moved = moments.update(zeros, gradient, update, noise);
+            return weight * moved.exp();
+        }
+        let decay = if dims.len() > 1 { self.decay * factor } else { 0.0 };
+        let update = Update { rate, keep: (1.0 - decay) as f32, ..self.update };
         moments.update(weight, gradient, update, noise)
     }
 }

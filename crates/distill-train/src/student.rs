@@ -38,6 +38,16 @@ impl Student {
         Ok(Self { masters, lora, room: NamedTensors::new() })
     }
 
+    /// Replaces the masters, where all weights are trained.
+    ///
+    /// # Panics
+    /// If factors are.
+    pub fn replace(&mut self, with: impl FnOnce(LlamaForCausalLM) -> LlamaForCausalLM) {
+        assert!(self.lora.is_none(), "frozen weights stay as they are");
+        self.room.clear();
+        parameters::replace(&mut self.masters, with);
+    }
+
     /// The factors, if these are what is trained.
     pub fn lora(&self) -> Option<&Lora> {
         self.lora.as_ref()

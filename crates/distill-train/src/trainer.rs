@@ -7,8 +7,9 @@ use burn::tensor::Device;
 use distill_data::{Batch, Cursor};
 use distill_eval::Score;
 use distill_models::parameters::NamedTensors;
+use distill_models::quantized::with_scales_of_weights;
 use distill_models::{LlamaForCausalLM, WeightGrids};
-use distill_recipe::{Recipe, StudentInit};
+use distill_recipe::{Method, Quantize, Recipe, Scales, StudentInit};
 
 use crate::TrainError;
 use crate::backward::MicroBatch;
@@ -18,6 +19,7 @@ use crate::head::LossSums;
 use crate::loss::Distillation;
 use crate::metrics::{MetricsLog, Record};
 use crate::optimizer::{AdamW, clip, global_norm};
+use crate::post_training;
 use crate::prepare::Prepared;
 use crate::schedule::learning_rate;
 use crate::student::Student;
@@ -27,6 +29,10 @@ pub trait Observer {
     /// A record was written; `tokens_per_second` comes with those of training steps.
     fn record(&mut self, record: &Record, tokens_per_second: Option<f64>) {
         let _ = (record, tokens_per_second);
+    }
+    /// So many of so many layers have come to the grid.
+    fn quantized(&mut self, layers: usize, of: usize) {
+        let _ = (layers, of);
     }
     /// A checkpoint was written.
     fn checkpoint(&mut self, path: &std::path::Path) {
@@ -67,7 +73,10 @@ impl<'a> Trainer<'a> {
         device: Device,
     ) -> Result<Self, TrainError> {
         let train = &recipe.train;
-        let optimizer = AdamW::new(train, recipe.seed);
+        let mut optimizer = AdamW::new(train, recipe.seed);
+        if recipe.quantize.as_ref().is_some_and(|q| q.scales == Scales::Fixed) {
+            optimizer = optimizer.with_fixed_scales();
+        }
         let (student, optimizer, state) = match checkpoint::newest(&run)? {
             Some(path) => checkpoint::read(&path, optimizer, train, student, &device)?,
             None => {
@@ -109,8 +118,11 @@ impl<'a> Trainer<'a> {
             self.evaluate(observer)?;
         }
         while self.step < train.steps {
-            if self.recipe.quantize.as_ref().is_some_and(|q| q.start_step == self.step) {
+            if let Some(quantize) = &self.recipe.quantize
+                && quantize.start_step == self.step
+            {
                 self.evaluate_before_quantization(observer)?;
+                self.begin_on_the_grid(quantize, observer)?;
             }
             let started = Instant::now();
             let (record, tokens) = self.train_step()?;
@@ -151,6 +163,7 @@ impl<'a> Trainer<'a> {
             sums += self.micro_batch(&live, batch, valid, &mut gradients)?;
         }
         self.student.straight_through(&grids, &mut gradients);
+        gradients.retain(|name, _| self.optimizer.trains(name));
         self.student.reclaim(live, &grids);
         let norm = global_norm(&gradients);
         let mean = |sum: f64| sum / valid.max(1) as f64;
@@ -222,6 +235,30 @@ impl<'a> Trainer<'a> {
     ) -> Result<(), TrainError> {
         self.measure("full_precision", &WeightGrids::default(), observer)?;
         self.measure("post_training_quantized", &self.grids.clone(), observer)
+    }
+
+    /// Finds what training on the grid begins with, and measures it where it is not just rounding.
+    fn begin_on_the_grid(
+        &mut self,
+        quantize: &Quantize,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
+        if quantize.scales == Scales::Weights {
+            return Ok(());
+        }
+        let grids = self.grids;
+        let train = &self.prepared.dataset.train;
+        let text = post_training::calibration(train, quantize.calibration_sequences);
+        let device = self.device.clone();
+        self.student.replace(|masters| match quantize.method {
+            Method::Round => with_scales_of_weights(masters, &grids),
+            method => {
+                post_training::quantize(masters, &grids, method, &text, &device, &mut |done, of| {
+                    observer.quantized(done, of);
+                })
+            }
+        });
+        self.measure("start", &grids, observer)
     }
 
     fn measure(

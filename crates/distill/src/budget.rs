@@ -5,7 +5,8 @@ use distill_edge::{Config, KvType};
 use distill_gguf::GgmlType;
 use distill_models::LlamaConfig;
 use distill_recipe::{
-    ActivationGrid, Device, Document, KvCache, ProblemKind, Quantize, Recipe, WeightGrid,
+    ActivationGrid, Device, Document, KvCache, Method, ProblemKind, Quantize, Recipe, Scales,
+    WeightGrid,
 };
 use serde::Serialize;
 
@@ -259,6 +260,9 @@ fn changes(now: &Choice, student: &LlamaConfig) -> Vec<(String, Change)> {
                 embeddings: WeightGrid::Q4_0,
                 activations: ActivationGrid::Q8_0,
                 start_step: 0,
+                method: Method::Round,
+                scales: Scales::Weights,
+                calibration_sequences: 1,
             };
             add(words, Box::new(move |choice| choice.quantize = Some(all.clone())));
         }

@@ -29,6 +29,8 @@ pub enum Command {
     Preview(Preview),
     /// Export the newest checkpoint of a run again.
     Export(RunDirectory),
+    /// Put a finished model on the grid without training it.
+    Quantize(Quantize),
     /// Hold the exported model of a run against its training graph.
     Verify(RunDirectory),
     /// Continue a text with an exported model.
@@ -90,6 +92,77 @@ pub struct Preview {
 pub struct RunDirectory {
     /// Directory of the run, e.g. `checkpoints/quickstart/2026-11-22T20-15-00`.
     pub run: PathBuf,
+}
+
+/// `distill quantize`.
+#[derive(Args, Debug)]
+pub struct Quantize {
+    /// The model: a Hugging Face directory, a `.gguf` file, or a hub id `owner/name`.
+    pub model: String,
+    /// Where to write: model.gguf, model.edge and checkpoint/.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// How weights come to 4 bits.
+    #[arg(long, value_enum, default_value_t = Method::Gptq)]
+    pub method: Method,
+    /// Text such as the model will meet, for `search` and `gptq`; may be repeated.
+    #[arg(long)]
+    pub text: Vec<String>,
+    /// How many sequences of it to look at.
+    #[arg(long, default_value_t = 32, value_parser = sequences)]
+    pub sequences: usize,
+    /// Their length, in tokens.
+    #[arg(long, default_value_t = 512, value_parser = sequences)]
+    pub sequence_length: usize,
+    /// The grid of the token embedding and the head.
+    #[arg(long, value_enum, default_value_t = EmbeddingGrid::Q8_0)]
+    pub embeddings: EmbeddingGrid,
+    /// What the runtime's linears read.
+    #[arg(long, value_enum, default_value_t = Activations::Q8_0)]
+    pub activations: Activations,
+}
+
+/// How weights come to the grid.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Method {
+    /// Each to the nearest code; the scale from the block's largest weight.
+    Round,
+    /// The scale with the least squared error of the block.
+    Search,
+    /// Searched scales, and errors fed back so that outputs stay near.
+    Gptq,
+}
+
+impl Method {
+    /// As it is typed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Round => "round",
+            Self::Search => "search",
+            Self::Gptq => "gptq",
+        }
+    }
+}
+
+impl From<Method> for distill_recipe::Method {
+    fn from(method: Method) -> Self {
+        match method {
+            Method::Round => Self::Round,
+            Method::Search => Self::Search,
+            Method::Gptq => Self::Gptq,
+        }
+    }
+}
+
+/// A grid for embedding and head.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum EmbeddingGrid {
+    /// 4 bits.
+    #[value(name = "q4_0")]
+    Q4_0,
+    /// 8 bits.
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 /// How the runtime runs a model.
@@ -233,6 +306,14 @@ fn threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count @ 1..=1024) => Ok(count),
         _ => Err("expected a whole number from 1 to 1024".into()),
+    }
+}
+
+/// A number of sequences or of their tokens.
+fn sequences(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 2..=65_536) => Ok(count),
+        _ => Err("expected a whole number from 2 to 65536".into()),
     }
 }
 

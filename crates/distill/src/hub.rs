@@ -35,6 +35,16 @@ pub fn local_paths(recipe: &Recipe) -> Result<LocalPaths, HubError> {
     models.local_paths(recipe)
 }
 
+/// Where a model lies that is named by a path or a hub id; downloads what is not here.
+///
+/// # Errors
+///
+/// As [`local_paths`].
+pub fn local_model(place: &str) -> Result<PathBuf, HubError> {
+    let model = ModelRef { from: place.to_owned(), revision: MAIN.to_owned() };
+    Models { hub: None }.model(&model, Want::Model)
+}
+
 /// Resolves names; the hub is looked up when the first name needs it.
 struct Models {
     /// `None`: as the environment says.

@@ -6,7 +6,9 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod cholesky;
 pub mod gate;
+pub mod gptq;
 pub mod loss;
 mod moments;
 pub mod norm;

@@ -64,6 +64,38 @@ pub fn straight_through_q4_0(weights: &[f32], gradient: &mut [f32]) {
         .for_each(|(gradient, weights)| straight_through_blocks(weights, gradient));
 }
 
+/// Rounds to Q4_0 with a given scale for each block, into `out` of the same length.
+///
+/// # Panics
+/// If the lengths do not fit each other.
+pub fn round_scaled(x: &[f32], scales: &[f32], out: &mut [f32]) {
+    assert!(x.len() == scales.len() * BLOCK && out.len() == x.len());
+    let parts = x.par_chunks(CHUNK).zip(scales.par_chunks(CHUNK / BLOCK));
+    out.par_chunks_mut(CHUNK)
+        .zip(parts)
+        .for_each(|(out, (x, scales))| scaled_blocks(x, scales, out));
+}
+
+/// [`q4_0::straight_through_scaled`] of every block: gradients in place, those of the scales into
+/// `of_scales`.
+///
+/// # Panics
+/// If the lengths do not fit each other.
+pub fn straight_through_scaled(
+    weights: &[f32],
+    scales: &[f32],
+    gradient: &mut [f32],
+    of_scales: &mut [f32],
+) {
+    assert!(weights.len() == scales.len() * BLOCK && gradient.len() == weights.len());
+    assert_eq!(of_scales.len(), scales.len());
+    let parts = weights.par_chunks(CHUNK).zip(scales.par_chunks(CHUNK / BLOCK));
+    let out = gradient.par_chunks_mut(CHUNK).zip(of_scales.par_chunks_mut(CHUNK / BLOCK));
+    out.zip(parts).for_each(|((gradient, of_scales), (weights, scales))| {
+        straight_through_scaled_blocks(weights, scales, gradient, of_scales);
+    });
+}
+
 /// The largest and the smallest element.
 #[inline(always)]
 fn extremes(block: &[f32; BLOCK]) -> (f32, f32) {
@@ -104,6 +136,48 @@ simd! {
             for (x, out) in x.iter().zip(out) {
                 out.write((q4_0::position(*x, reciprocal).clamp(0.0, 15.0).trunc() - 8.0) * d);
             }
+        }
+    }
+
+    fn scaled_blocks<'a>(x: &'a [f32], scales: &'a [f32], out: &'a mut [f32]) -> () {
+        let blocks = x.as_chunks::<BLOCK>().0.iter().zip(scales);
+        for ((x, &scale), out) in blocks.zip(out.as_chunks_mut::<BLOCK>().0) {
+            let (d, reciprocal) = q4_0::given_scale(scale).unwrap_or((0, 0.0));
+            let d = f16::to_f32(d);
+            for (x, out) in x.iter().zip(out) {
+                *out = (q4_0::position(*x, reciprocal).clamp(0.0, 15.0).trunc() - 8.0) * d;
+            }
+        }
+    }
+
+    fn straight_through_scaled_blocks<'a>(
+        weights: &'a [f32],
+        scales: &'a [f32],
+        gradient: &'a mut [f32],
+        of_scales: &'a mut [f32],
+    ) -> () {
+        let blocks = weights.as_chunks::<BLOCK>().0.iter().zip(scales);
+        let out = gradient.as_chunks_mut::<BLOCK>().0.iter_mut().zip(of_scales);
+        for ((x, &scale), (gradient, of_scale)) in blocks.zip(out) {
+            let (_, reciprocal) = q4_0::given_scale(scale).unwrap_or((0, 0.0));
+            let mut lanes = [0.0; BLOCK];
+            for ((x, gradient), lane) in x.iter().zip(gradient).zip(&mut lanes) {
+                let position = q4_0::position(*x, reciprocal);
+                let inside = position >= 0.0 && position < 16.0;
+                let code = position.clamp(0.0, 15.0).trunc() - 8.0;
+                // 0 of a zero block, whose code is 0 too.
+                let slope = if inside { code - x * reciprocal } else { code };
+                *lane = *gradient * slope;
+                *gradient = if inside { *gradient } else { 0.0 };
+            }
+            let mut count = BLOCK;
+            while count > 1 {
+                count /= 2;
+                for lane in 0..count {
+                    lanes[lane] += lanes[lane + count];
+                }
+            }
+            *of_scale = lanes[0];
         }
     }
 

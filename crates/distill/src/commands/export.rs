@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use distill_export::{Activations, FloatType, GgufOptions, Grid};
+use distill_export::{Activations, FloatType, GgufOptions, Grid, HuggingFaceOptions};
 use distill_recipe::{ActivationGrid, Recipe, WeightGrid};
 use distill_train::checkpoint;
 use serde::{Deserialize, Serialize};
@@ -96,7 +96,9 @@ pub fn export(recipe: &Recipe, run: &Path, checkpoint: &Path) -> Result<Exported
     }
     if recipe.export.huggingface {
         let path = directory.join("huggingface");
-        distill_export::export_huggingface(checkpoint, &path, FloatType::F32)?;
+        let GgufOptions { linears, embeddings, .. } = options(recipe);
+        let options = HuggingFaceOptions { ty: FloatType::F32, linears, embeddings };
+        distill_export::export_huggingface(checkpoint, &path, &options)?;
         exported.huggingface = Some(path);
     }
     run_directory::write_json(&run.join(SOURCE), &source)?;

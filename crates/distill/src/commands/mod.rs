@@ -8,6 +8,7 @@ mod generate;
 mod plan;
 mod preview;
 mod profile;
+mod quantize;
 mod report;
 mod run;
 mod verify;
@@ -24,6 +25,7 @@ pub fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Plan(args) => plan::plan(&args),
         Command::Preview(args) => preview::preview(&args),
         Command::Export(args) => export::command(&args),
+        Command::Quantize(args) => quantize::quantize(&args),
         Command::Verify(args) => verify::command(&args),
         Command::Generate(args) => generate::generate(&args),
         Command::Chat(args) => chat::chat(&args),

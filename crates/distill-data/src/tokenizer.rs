@@ -87,6 +87,14 @@ impl TextTokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The same tokenizer, which takes special tokens spelt out in a text for text.
+    #[must_use]
+    pub fn plain(&self) -> Self {
+        let mut plain = self.clone();
+        plain.inner.set_encode_special_tokens(true);
+        plain
+    }
+
     /// [`TextTokenizer::encode`] for many texts at once, on all cores.
     ///
     /// # Errors

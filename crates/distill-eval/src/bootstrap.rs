@@ -137,3 +137,96 @@ impl SplitMix64 {
         ((u128::from(self.next()) * n as u128) >> 64) as usize
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Values(Vec<f64>);
+
+    impl Sample for Values {
+        const FIGURES: &'static [&'static str] = &["mean", "largest"];
+
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+
+        fn figures(&self, drawn: &[usize]) -> Vec<f64> {
+            let values = || drawn.iter().map(|&index| self.0[index]);
+            vec![values().sum::<f64>() / drawn.len() as f64, values().fold(f64::MIN, f64::max)]
+        }
+    }
+
+    fn values(count: usize, seed: u64) -> Values {
+        let mut random = SplitMix64 { state: seed };
+        Values((0..count).map(|_| random.below(1000) as f64).collect())
+    }
+
+    #[test]
+    fn the_generator_is_split_mix() {
+        let mut random = SplitMix64 { state: 1_234_567 };
+        // The published first outputs of this seed.
+        let first =
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423];
+        assert_eq!(std::array::from_fn(|_| random.next()), first);
+    }
+
+    #[test]
+    fn indices_are_drawn_evenly() {
+        let mut random = SplitMix64 { state: 0 };
+        let mut counts = [0_u32; 7];
+        (0..70_000).for_each(|_| counts[random.below(7)] += 1);
+        // Five standard deviations of a binomial: 5 · √(70000 · 1/7 · 6/7).
+        assert!(counts.iter().all(|&count| count.abs_diff(10_000) < 463), "{counts:?}");
+    }
+
+    #[test]
+    fn the_interval_of_a_mean_is_that_of_the_normal_distribution() {
+        let sample = values(400, 1);
+        let [mean, _] = &Bootstrap::default().estimates(&sample)[..] else { panic!("two figures") };
+        let expected = sample.0.iter().sum::<f64>() / 400.0;
+        let variance = sample.0.iter().map(|v| (v - expected).powi(2)).sum::<f64>() / 400.0;
+        let half = 1.96 * (variance / 400.0).sqrt();
+        assert_eq!((mean.value, mean.n), (expected, 400));
+        // The quantile's own error, √(0.025 · 0.975 / 10000) / 0.058 of a deviation, thrice.
+        assert!((mean.high - expected - half).abs() < 0.05 * half, "{mean:?}");
+        assert!((expected - mean.low - half).abs() < 0.05 * half, "{mean:?}");
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_interval_and_another_another() {
+        let sample = values(50, 2);
+        let of = |seed| Bootstrap { resamples: 100, seed }.estimates(&sample);
+        assert_eq!(of(3), of(3));
+        assert_ne!(of(3)[0].low, of(4)[0].low);
+    }
+
+    #[test]
+    fn paired_differences_are_free_of_what_both_share() {
+        let theirs = values(100, 3);
+        let ours = Values(theirs.0.iter().map(|value| value + 2.0).collect());
+        let [mean, largest] = &Bootstrap::default().differences(&ours, &theirs)[..] else {
+            panic!("two figures")
+        };
+        for difference in [mean, largest] {
+            for end in [difference.value, difference.low, difference.high] {
+                assert!((end - 2.0).abs() < 1e-9, "{difference:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_record_has_an_interval_without_width_and_none_has_no_figure() {
+        let one = Bootstrap::default().estimates(&Values(vec![5.0]));
+        assert_eq!((one[0].low, one[0].value, one[0].high), (5.0, 5.0, 5.0));
+        assert_eq!(Bootstrap::default().estimates(&Values(Vec::new())), []);
+    }
+
+    #[test]
+    fn percentiles_lie_between_neighbours_in_proportion() {
+        let values = [1.0, 2.0, 4.0];
+        let found = [0.0, 0.25, 0.5, 0.75, 1.0].map(|share| percentile(&values, share));
+        assert_eq!(found, [1.0, 1.5, 2.0, 3.0, 4.0].map(Some));
+        assert_eq!(percentile(&[], 0.5), None);
+    }
+}

@@ -57,7 +57,7 @@ fn section(outcome: &Outcome) -> String {
 }
 
 fn row([name, model, reference, difference]: [String; 4]) -> String {
-    format!("  {name:<12}{model:<30}{reference:<30}{difference}")
+    format!("  {name:<14}{model:<28}{reference:<28}{difference}")
 }
 
 fn name(estimate: &Estimate) -> String {

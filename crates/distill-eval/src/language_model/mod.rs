@@ -3,6 +3,8 @@
 //! [`RuntimeModel`] is what ships, through the edge runtime; [`GraphModel`] is what trains, through
 //! Burn. Every task is written once, against [`LanguageModel`].
 
+#[cfg(test)]
+pub(crate) mod bigram;
 mod graph;
 mod runtime;
 

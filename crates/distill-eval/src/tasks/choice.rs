@@ -161,3 +161,118 @@ impl Sample for Choice {
         counts.map(|count| count as f64 / drawn.len() as f64).to_vec()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::language_model::bigram::Bigram;
+
+    fn answer(log_likelihood: f64, characters: usize, bytes: usize) -> Answer {
+        let likelihood = Likelihood { log_likelihood, ..Likelihood::default() };
+        Answer { likelihood, characters, bytes }
+    }
+
+    #[test]
+    fn length_may_decide() {
+        // By character -1, -0.9, -1.1; by byte -1, -0.9, -0.55.
+        let choices = vec![answer(-4.0, 4, 4), answer(-4.5, 5, 5), answer(-4.4, 4, 8)];
+        let right = |gold| Item { line: 1, gold, choices: choices.clone() }.right();
+        assert_eq!(right(0), [true, false, false]);
+        assert_eq!(right(1), [false, true, false]);
+        assert_eq!(right(2), [false, false, true]);
+    }
+
+    #[test]
+    fn the_first_of_equals_wins() {
+        let item = |gold| Item { line: 1, gold, choices: vec![answer(-1.0, 2, 2); 2] };
+        assert_eq!((item(0).right(), item(1).right()), ([true; 3], [false; 3]));
+    }
+
+    #[test]
+    fn accuracy_is_the_share_of_those_drawn() {
+        let item =
+            |gold| Item { line: 1, gold, choices: vec![answer(-1.0, 2, 2), answer(-2.0, 8, 2)] };
+        let found = Choice { items: vec![item(0), item(1)] };
+        assert_eq!(found.figures(&[0, 1]), [0.5, 0.5, 0.5]);
+        assert_eq!(found.figures(&[0, 0, 0, 1]), [0.75, 0.25, 0.75]);
+    }
+
+    #[test]
+    fn an_answer_is_measured_with_a_space_before_it_and_counted_without() {
+        let question = Question {
+            line: 3,
+            query: "b".into(),
+            choices: vec!["a".into(), "bc".into()],
+            gold: 1,
+        };
+        let mut model = Bigram::default();
+        let found =
+            Choice::measure(&mut model, Path::new(""), &[question], &mut |_, _| {}).unwrap();
+        let [first, second] = &found.items[0].choices[..] else { panic!("two answers") };
+        assert!((first.likelihood.log_likelihood - model.log_prob(1, 5)).abs() < 1e-6);
+        let expected = model.log_prob(1, 4) + model.log_prob(4, 1) + model.log_prob(1, 2);
+        assert!((second.likelihood.log_likelihood - expected).abs() < 1e-6);
+        assert_eq!((second.characters, second.bytes, second.likelihood.tokens), (2, 2, 3));
+    }
+
+    #[test]
+    fn an_answer_that_does_not_fit_names_its_line() {
+        let choices = vec!["b".into(), "bcbc".into()];
+        let question = Question { line: 3, query: "b".into(), choices, gold: 1 };
+        let mut model = Bigram { context: 3, ..Bigram::default() };
+        let error = Choice::measure(&mut model, Path::new("q"), &[question], &mut |_, _| {});
+        assert_eq!(error.unwrap_err().to_string(), "q:3: choice 1 has 5 tokens; the model reads 3");
+    }
+
+    fn problem(text: &str) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("q.jsonl");
+        std::fs::write(&path, text).unwrap();
+        let message = Question::read(&path, 10).unwrap_err().to_string();
+        message.split_once("q.jsonl:").unwrap().1.to_owned()
+    }
+
+    #[test]
+    fn a_wrong_line_is_named_with_its_key_and_what_it_should_be() {
+        let form = r#"; expected {"query": "…", "choices": ["…", "…"], "gold": 0}"#;
+        let good = r#"{"query": "q", "choices": ["a", "b"], "gold": 1}"#;
+        for (line, wrong) in [
+            (
+                r#"{"query": "q", "gold": 1}"#,
+                r#"no field "choices"; the fields are "query", "gold""#,
+            ),
+            (
+                r#"{"query": "q", "choices": "a", "gold": 1}"#,
+                r#"field "choices" is a string, not a list of strings"#,
+            ),
+            (
+                r#"{"query": "q", "choices": ["a", 2], "gold": 1}"#,
+                r#""choices" holds a number at 1, not a string"#,
+            ),
+            (r#"{"query": "q", "choices": ["a"], "gold": 1}"#, r#""gold" is 1, of 1 choices"#),
+            (
+                r#"{"query": "q", "choices": ["a"], "gold": -1}"#,
+                r#"field "gold" is -1, not a whole number from 0"#,
+            ),
+            (
+                r#"{"query": "q", "choices": ["a"], "gold": "A"}"#,
+                r#"field "gold" is a string, not a whole number from 0"#,
+            ),
+            (r#"{"query": "q", "choices": ["a", ""], "gold": 0}"#, "choice 1 is empty"),
+        ] {
+            assert_eq!(problem(&format!("{good}\n{line}\n")), format!("2: {wrong}{form}"));
+        }
+        assert!(problem("").starts_with(" holds no item; expected a line for each: {"));
+        assert!(problem(&format!("{good}\n[1]")).starts_with("2: not a JSON object"));
+    }
+
+    #[test]
+    fn only_the_first_items_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("q.jsonl");
+        let good = r#"{"query": "q", "choices": ["a"], "gold": 0}"#;
+        std::fs::write(&path, format!("\n{good}\n{good}\nnonsense")).unwrap();
+        let lines: Vec<u64> = Question::read(&path, 2).unwrap().iter().map(|q| q.line).collect();
+        assert_eq!(lines, [2, 3]);
+    }
+}

@@ -134,3 +134,93 @@ fn is_space(c: char) -> bool {
 fn is_zero(count: &usize) -> bool {
     *count == 0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::language_model::bigram::Bigram;
+
+    fn pair(
+        model: &Bigram,
+        context: &str,
+        continuation: &str,
+    ) -> Result<(Vec<u32>, usize), Problem> {
+        let pair = Continuation::new(model, context, continuation).unwrap()?;
+        Ok((pair.tokens, pair.context))
+    }
+
+    #[test]
+    fn the_continuation_begins_where_the_contexts_own_tokens_end() {
+        let model = Bigram::default();
+        assert_eq!(pair(&model, "b", " a"), Ok((vec![1, 5], 1)));
+        // As one text "ab" is one token: it counts as the context's, as in lm-eval.
+        assert_eq!(pair(&model, "ca", "bd"), Ok((vec![2, 3, 6], 2)));
+        assert_eq!(pair(&model, "a", "b"), Err("adds no token to its context".into()));
+    }
+
+    #[test]
+    fn white_space_at_the_end_of_the_context_belongs_to_the_continuation() {
+        let model = Bigram::default();
+        assert_eq!(pair(&model, "b ", "a"), pair(&model, "b", " a"));
+        assert_eq!(pair(&model, "b  ", "a"), Ok((vec![1, 4, 5], 1)));
+    }
+
+    #[test]
+    fn a_text_begins_with_its_token_once() {
+        let model = Bigram { begins: true, ..Bigram::default() };
+        assert_eq!(pair(&model, "b", " a"), Ok((vec![7, 1, 5], 2)));
+        assert_eq!(pair(&model, "^b", " a"), Ok((vec![7, 1, 5], 2)));
+    }
+
+    #[test]
+    fn a_continuation_of_nothing_follows_the_token_that_begins_a_text() {
+        for begins in [false, true] {
+            let model = Bigram { begins, ..Bigram::default() };
+            assert_eq!(pair(&model, "", "bc"), Ok((vec![7, 1, 2], 1)));
+            assert_eq!(pair(&model, " ", "b"), Ok((vec![7, 4, 1], 1)));
+            assert_eq!(pair(&model, "", "^b"), Ok((vec![7, 1], 1)));
+        }
+    }
+
+    #[test]
+    fn a_likelihood_is_the_sum_over_the_continuations_tokens() {
+        let mut model = Bigram::default();
+        let text = Continuation::new(&model, "b", "cdb").unwrap().unwrap();
+        let found = text.likelihood(&mut model).unwrap().unwrap();
+        let expected = model.log_prob(1, 2) + model.log_prob(2, 6) + model.log_prob(6, 1);
+        assert!((found.log_likelihood - expected).abs() < 1e-6);
+        assert_eq!((found.tokens, found.dropped), (3, 0));
+    }
+
+    #[test]
+    fn a_continuation_is_greedy_if_every_token_is_the_likeliest() {
+        let mut model = Bigram::default();
+        let top =
+            |last| (0..8).max_by(|&a, &b| model.logit(last, a).total_cmp(&model.logit(last, b)));
+        // After b: 3 + 5 next mod 7 is 6 for next = 2, c. After c: 6 + 5 next is 6 for 0 and 7.
+        assert_eq!(top(1), Some(2));
+        let mut greedy = |continuation| {
+            let text = Continuation::new(&model, "b", continuation).unwrap().unwrap();
+            text.likelihood(&mut model).unwrap().unwrap().greedy
+        };
+        assert!(greedy("c") && greedy("ca"), "the first of equals is the likeliest");
+        assert!(!greedy("cd") && !greedy("dc"));
+    }
+
+    #[test]
+    fn of_a_text_too_long_the_beginning_is_dropped_but_never_the_continuation() {
+        let mut model = Bigram { context: 4, ..Bigram::default() };
+        let mut likelihood = |context: &str, continuation: &str| {
+            let text = Continuation::new(&model, context, continuation).unwrap().unwrap();
+            text.likelihood(&mut model).unwrap()
+        };
+        // The last token is not read, so that five fit.
+        assert_eq!(likelihood("bbb", "cd").unwrap().dropped, 0);
+        let found = likelihood("dddbbb", "cd").unwrap();
+        assert_eq!(found.dropped, 3);
+        assert_eq!(found.log_likelihood, likelihood("bbb", "cd").unwrap().log_likelihood);
+        assert_eq!(likelihood("b", "cdcd").unwrap().dropped, 0);
+        assert_eq!(likelihood("bb", "cdcd").unwrap().dropped, 1);
+        assert_eq!(likelihood("b", "cdcdc"), Err("has 5 tokens; the model reads 4".into()));
+    }
+}

@@ -122,3 +122,71 @@ impl Sample for Divergence {
         vec![kl / positions as f64, same as f64 / positions as f64]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::language_model::bigram::Bigram;
+
+    /// Long enough for several tiles a window.
+    fn windows() -> Windows {
+        let model = Bigram { context: 512, ..Bigram::default() };
+        let text: String = (0..700).map(|i| ["a", "b", "c", "d", " "][i * i % 17 % 5]).collect();
+        Windows::cut(&model, Path::new(""), &text, 300, 60).unwrap()
+    }
+
+    fn measure(sharpness: f64, reference: f64) -> Compared {
+        let model = |sharpness| Bigram { sharpness, context: 512, ..Bigram::default() };
+        let (mut model, mut reference) = (model(sharpness), model(reference));
+        Divergence::measure(&mut model, &mut reference, &windows(), &mut |_, _| {}).unwrap()
+    }
+
+    #[test]
+    fn a_model_does_not_diverge_from_itself() {
+        let compared = measure(0.5, 0.5);
+        let found = compared.divergence.figures(&[0, 1]);
+        assert!(found[0] < 1e-12 && found[1] == 1.0, "{found:?}");
+        assert_eq!(compared.model, compared.reference);
+    }
+
+    #[test]
+    fn divergence_is_what_the_probabilities_give_and_perplexities_are_as_measured_alone() {
+        let compared = measure(0.2, 0.7);
+        let (model, reference) = (
+            Bigram { sharpness: 0.2, context: 512, ..Bigram::default() },
+            Bigram { sharpness: 0.7, context: 512, ..Bigram::default() },
+        );
+        let kl = |last| -> f64 {
+            let term = |next| {
+                let log_p = reference.log_prob(last, next);
+                log_p.exp() * (log_p - model.log_prob(last, next))
+            };
+            (0..8).map(term).sum()
+        };
+        let windows = windows();
+        for (chunk, window) in compared.divergence.chunks.iter().zip(windows.iter()) {
+            assert_eq!(chunk.kl.len(), 149);
+            assert_eq!(chunk.same_top, 149, "a sharper bigram prefers the same");
+            for (found, &last) in chunk.kl.iter().zip(&window[150..]) {
+                assert!((found - kl(last)).abs() < 1e-6, "{found} {}", kl(last));
+            }
+        }
+        let alone = |model: &Bigram| {
+            Perplexity::measure(&mut model.clone(), &windows, &mut |_, _| {}).unwrap()
+        };
+        assert_eq!(compared.model, alone(&model));
+        assert_eq!(compared.reference, alone(&reference));
+    }
+
+    #[test]
+    fn percentiles_are_of_all_positions() {
+        let chunk = |kl: &[f64]| Chunk { kl: kl.to_vec(), same_top: 0 };
+        let found = Divergence { chunks: vec![chunk(&[4.0, 0.0]), chunk(&[1.0, 2.0, 3.0])] };
+        assert_eq!(found.percentiles(&[0.0, 0.5, 0.625, 1.0]), [0.0, 2.0, 2.5, 4.0]);
+        assert_eq!(found.figures(&[0, 1]), [2.0, 0.0]);
+        assert_eq!(found.figures(&[0, 0]), [2.0, 0.0]);
+        assert!(Divergence::default().percentiles(&[0.5]).is_empty());
+    }
+}

@@ -112,3 +112,42 @@ impl Sample for LastWord {
         vec![right as f64 / items, (-sum / items).exp()]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::language_model::bigram::Bigram;
+
+    #[test]
+    fn accuracy_and_perplexity_are_of_words() {
+        let item = |log_likelihood, greedy| {
+            let likelihood = Likelihood { log_likelihood, greedy, ..Likelihood::default() };
+            Item { line: 1, likelihood }
+        };
+        let found = LastWord { items: vec![item(-1.0, true), item(-3.0, false)] };
+        assert_eq!(found.figures(&[0, 1]), [0.5, 2.0_f64.exp()]);
+        assert_eq!(found.figures(&[1, 1]), [0.0, 3.0_f64.exp()]);
+    }
+
+    #[test]
+    fn a_word_is_measured_with_the_space_before_it() {
+        let passage = Passage { line: 9, context: "cb".into(), continuation: "a".into() };
+        let mut model = Bigram::default();
+        let found =
+            LastWord::measure(&mut model, Path::new(""), &[passage], &mut |_, _| {}).unwrap();
+        let Item { line, likelihood } = found.items[0];
+        assert_eq!((line, likelihood.tokens), (9, 1));
+        assert!((likelihood.log_likelihood - model.log_prob(1, 5)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_passage_without_its_word_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("p.jsonl");
+        std::fs::write(&path, r#"{"context": "c", "text": "t"}"#).unwrap();
+        let message = Passage::read(&path, 10).unwrap_err().to_string();
+        assert!(message.ends_with(
+            r#"p.jsonl:1: no field "continuation"; the fields are "context", "text"; expected {"context": "…", "continuation": "…"}"#
+        ), "{message}");
+    }
+}

@@ -104,3 +104,63 @@ impl Sample for Perplexity {
         vec![(nll / tokens as f64).exp()]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::language_model::bigram::Bigram;
+
+    /// Long enough for several tiles a window.
+    const CONTEXT: usize = 300;
+
+    fn windows(model: &Bigram) -> Windows {
+        let text: String = (0..1000).map(|i| ["a", "b", "c", "d", " "][i * i % 17 % 5]).collect();
+        Windows::cut(model, Path::new(""), &text, CONTEXT, 60).unwrap()
+    }
+
+    #[test]
+    fn perplexity_is_what_the_log_probabilities_of_the_second_halves_give() {
+        let mut model = Bigram { context: 512, begins: true, ..Bigram::default() };
+        let windows = windows(&model);
+        let found = Perplexity::measure(&mut model, &windows, &mut |_, _| {}).unwrap();
+        let mut nlls = Vec::new();
+        for window in windows.iter() {
+            for pair in window[CONTEXT / 2..].windows(2) {
+                nlls.push(-model.log_prob(pair[0], pair[1]));
+            }
+        }
+        let count = nlls.len() as f64;
+        let mean = nlls.iter().sum::<f64>() / count;
+        let variance = nlls.iter().map(|nll| (nll - mean).powi(2)).sum::<f64>() / count;
+        assert_eq!(found.tokens(), nlls.len());
+        assert!(windows.len() > 1 && nlls.len() == windows.len() * (CONTEXT / 2 - 1));
+        // Logits are f32: half a unit in the last place of 3.
+        assert!((found.perplexity() - mean.exp()).abs() < 1e-6 * mean.exp());
+        let error = mean.exp() * (variance / (count - 1.0)).sqrt();
+        assert!((found.standard_error() - error).abs() < 1e-6 * error);
+        let all: Vec<usize> = (0..found.len()).collect();
+        assert_eq!(found.figures(&all), [found.perplexity()]);
+    }
+
+    #[test]
+    fn a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary() {
+        let mut model = Bigram { sharpness: 0.0, context: 512, ..Bigram::default() };
+        let windows = windows(&model);
+        let found = Perplexity::measure(&mut model, &windows, &mut |_, _| {}).unwrap();
+        assert!((found.perplexity() - 8.0).abs() < 1e-12);
+        assert!(found.standard_error() < 1e-6);
+    }
+
+    #[test]
+    fn progress_ends_with_all_windows() {
+        let mut model = Bigram { context: 512, ..Bigram::default() };
+        let windows = windows(&model);
+        let mut heard = Vec::new();
+        let mut progress = |done, all| heard.push((done, all));
+        Perplexity::measure(&mut model, &windows, &mut progress).unwrap();
+        assert_eq!(heard.last(), Some(&(windows.len(), windows.len())));
+        assert_eq!(heard.len(), windows.len());
+    }
+}

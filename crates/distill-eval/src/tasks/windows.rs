@@ -110,3 +110,61 @@ impl Windows {
         pairs.clone().position(|(a, b)| a != b).or(lengths.then_some(common))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::language_model::bigram::Bigram;
+
+    fn cut(model: &Bigram, text: &str, context: usize) -> Result<Windows, EvalError> {
+        Windows::cut(model, Path::new("t.txt"), text, context, 60)
+    }
+
+    #[test]
+    fn of_512_tokens_the_last_255_are_scored() {
+        let model = Bigram { context: 512, ..Bigram::default() };
+        let windows = cut(&model, &"b".repeat(1500), 512).unwrap();
+        assert_eq!((windows.len(), windows.positions()), (2, 256..511));
+    }
+
+    #[test]
+    fn each_window_begins_with_the_token_that_begins_a_text() {
+        let model = Bigram { begins: true, ..Bigram::default() };
+        let windows: Vec<_> = cut(&model, "bcdbcdb", 4).unwrap().iter().collect();
+        // The ids of "^bcd bcdb": the second window's first token gives way.
+        assert_eq!(windows, [[7, 1, 2, 6], [7, 2, 6, 1]]);
+        let without = cut(&Bigram::default(), "bcdbcdb", 4).unwrap();
+        assert_eq!(without.iter().collect::<Vec<_>>(), [[1, 2, 6, 1]]);
+    }
+
+    #[test]
+    fn one_newline_at_the_end_is_no_text_and_special_tokens_are() {
+        let windows = cut(&Bigram::default(), "a^b\n", 3).unwrap();
+        assert_eq!(windows.iter().collect::<Vec<_>>(), [[0, 2, 1]]);
+    }
+
+    #[test]
+    fn no_more_windows_are_cut_than_asked_for() {
+        let windows = Windows::cut(&Bigram::default(), Path::new(""), "bbbbbbbbb", 3, 2).unwrap();
+        assert_eq!(windows.len(), 2);
+    }
+
+    #[test]
+    fn what_cannot_be_cut_says_why() {
+        let error = |text: &str, context| cut(&Bigram::default(), text, context).unwrap_err();
+        assert_eq!(
+            error("bb", 4).to_string(),
+            "t.txt: 2 tokens are less than one window of 4; give more text or a shorter context"
+        );
+        assert!(matches!(error("bb", 2), EvalError::Window { context: 2 }));
+        assert!(matches!(error("bb", 65), EvalError::Context { tokens: 65, context: 64 }));
+    }
+
+    #[test]
+    fn texts_differ_at_the_first_token_that_does() {
+        let of = |text| cut(&Bigram::default(), text, 3).unwrap();
+        assert_eq!(of("bbc").difference(&of("bbd")), Some(2));
+        assert_eq!(of("bbcbbc").difference(&of("bbc")), Some(3));
+        assert_eq!(of("bbc").difference(&of("bbcb")), None);
+    }
+}

@@ -39,7 +39,7 @@ def theirs(arguments) -> list[list[dict]]:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    model = HFLM(pretrained=str(arguments.model), device="cpu", dtype="float32", batch_size=1)
+    model = HFLM(pretrained=str(arguments.model), device="cpu", dtype="float32", batch_size=8)
     found = []
     for file in arguments.choice + arguments.last_word:
         config = {

@@ -145,14 +145,14 @@ impl TaskFile {
             Task::Perplexity => self.perplexity(options, model, reference, progress),
             Task::Choice => {
                 let questions = Question::read(path, options.limit)?;
-                let extent = format!("{} questions", questions.len());
+                let extent = counted(questions.len(), "question");
                 self.items(options, extent, Records::Choice, model, reference, &mut |model| {
                     Choice::measure(model, path, &questions, progress)
                 })
             }
             Task::LastWord => {
                 let passages = Passage::read(path, options.limit)?;
-                let extent = format!("{} passages", passages.len());
+                let extent = counted(passages.len(), "passage");
                 self.items(options, extent, Records::LastWord, model, reference, &mut |model| {
                     LastWord::measure(model, path, &passages, progress)
                 })
@@ -173,7 +173,8 @@ impl TaskFile {
         let ours = windows(model)?;
         let extent = |found: &Perplexity| {
             let (chunks, context) = (ours.len(), ours.context());
-            format!("{chunks} chunks of {context}, {} tokens scored", found.tokens())
+            let tokens = counted(found.tokens(), "token");
+            format!("{} of {context}, {tokens} scored", counted(chunks, "chunk"))
         };
         let Some(reference) = reference else {
             let found = Perplexity::measure(model, &ours, progress)?;
@@ -233,6 +234,11 @@ impl TaskFile {
         let name = self.file.file_name().map(Path::new).unwrap_or(&self.file);
         name.display().to_string()
     }
+}
+
+/// `"1 chunk"`, `"60 chunks"`.
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 impl Measured {

@@ -37,7 +37,7 @@ fn section(outcome: &Outcome) -> String {
     };
     if outcome.model.further.standard_error.is_some() {
         let theirs = outcome.reference.as_ref().map_or(String::new(), error);
-        lines.push(row(["± tokens".into(), error(&outcome.model), theirs, String::new()]));
+        lines.push(row(["std. error".into(), error(&outcome.model), theirs, String::new()]));
     }
     if let Some(divergence) = &outcome.divergence {
         for figure in &divergence.figures {

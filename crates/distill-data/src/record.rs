@@ -104,3 +104,61 @@ impl Record {
         self.problem(format!("field {key:?} is {}, not {expected}", kind(found)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Vec<Result<Record, DataError>> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("r.jsonl");
+        std::fs::write(&path, bytes).unwrap();
+        records(&path, "FORM").unwrap().collect()
+    }
+
+    #[test]
+    fn fields_are_read_by_name_and_lines_are_counted_from_one() {
+        let mut records = read(b"\n{\"t\": \"a\", \"l\": [\"b\", \"c\"], \"i\": 2}\n");
+        let record = records.pop().unwrap().unwrap();
+        assert_eq!((record.line(), record.text("t").unwrap()), (2, "a"));
+        assert_eq!((record.texts("l").unwrap(), record.index("i").unwrap()), (vec!["b", "c"], 2));
+    }
+
+    #[test]
+    fn a_field_of_another_type_says_what_it_is_and_what_a_line_holds() {
+        let record = read(b"{\"t\": null, \"l\": [\"b\", []], \"i\": 1.5}").pop().unwrap().unwrap();
+        let said =
+            |error: DataError| error.to_string().split_once("r.jsonl:").unwrap().1.to_owned();
+        assert_eq!(
+            said(record.text("t").unwrap_err()),
+            "1: field \"t\" is null, not a string; expected FORM"
+        );
+        assert_eq!(
+            said(record.texts("l").unwrap_err()),
+            "1: \"l\" holds a list at 1, not a string; expected FORM"
+        );
+        assert_eq!(
+            said(record.index("i").unwrap_err()),
+            "1: field \"i\" is 1.5, not a whole number from 0; expected FORM"
+        );
+        assert_eq!(
+            said(record.text("x").unwrap_err()),
+            "1: no field \"x\"; the fields are \"t\", \"l\", \"i\"; expected FORM"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_and_values_never_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..100),
+            value in r#"[\[\]{}"0-9eE.,:-]{0,20}"#,
+        ) {
+            let line = [b"{\"t\": ", value.as_bytes(), b"}\n", &bytes].concat();
+            for record in read(&line).into_iter().flatten() {
+                let _ = (record.text("t"), record.texts("t"), record.index("t"));
+            }
+        }
+    }
+}

@@ -215,3 +215,23 @@ impl TextTokenizer {
         &self.inner
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_tokenizer_takes_special_tokens_for_text() {
+        let texts = std::iter::once(Ok("some words".to_owned()));
+        let tokenizer = TextTokenizer::train(texts, 280, &SpecialTokens::default()).unwrap();
+        let eos = tokenizer.eos().unwrap();
+        let spelt = format!("a{}", tokenizer.token(eos).unwrap());
+        assert!(tokenizer.encode(&spelt, false).unwrap().contains(&eos));
+        let plain = tokenizer.plain();
+        let ids = plain.encode(&spelt, false).unwrap();
+        assert!(!ids.contains(&eos));
+        assert_eq!(tokenizer.decode(&ids), spelt);
+        let (ours, theirs) = (plain.encode("words", true), tokenizer.encode("words", true));
+        assert_eq!(ours.unwrap(), theirs.unwrap());
+    }
+}

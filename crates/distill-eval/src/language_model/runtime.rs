@@ -9,7 +9,7 @@ use crate::EvalError;
 use crate::runtime::configuration;
 
 /// Tokens that the first session holds; it is replaced where a text is longer.
-const FIRST_CONTEXT: usize = 1024;
+const FIRST_CONTEXT: usize = 256;
 
 /// A model of the edge runtime in a session. The session keeps the tokens that it has read, and
 /// the next call goes on from where its own tokens part from them: the choices of a question share

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes tests/peers/.venv with what the peer scripts need, and fetches SmolLM2 into datasets/downloads.
-# Needs Python 3.10+, a C++ compiler, about 6 GB of disk (torch) and some ten minutes, most of
-# them for building llama.cpp.
+# Needs Python 3.10+, a C++ compiler, about 6 GB of disk (torch) and some twenty minutes, most of
+# them for building llama.cpp, once as a library and once more with its llama-perplexity.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -16,6 +16,18 @@ PATH="$PWD/.venv/bin:$PATH" \
     -c requirements.txt llama-cpp-python
 "$pip" install --quiet -r requirements.txt
 
+# The package does not install llama.cpp's programs; its source has them.
+source=$(mktemp -d)
+trap 'rm -rf "$source"' EXIT
+PATH="$PWD/.venv/bin:$PATH" "$pip" download --quiet --no-deps --no-build-isolation --no-binary llama-cpp-python \
+    -c requirements.txt -d "$source" llama-cpp-python
+tar -xzf "$source"/llama_cpp_python-*.tar.gz -C "$source"
+.venv/bin/cmake -S "$source"/llama_cpp_python-*/vendor/llama.cpp -B "$source/build" -G Ninja \
+    -DCMAKE_MAKE_PROGRAM="$PWD/.venv/bin/ninja" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON \
+    -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF >/dev/null
+.venv/bin/cmake --build "$source/build" --target llama-perplexity >/dev/null
+cp "$source/build/bin/llama-perplexity" .venv/bin/
+
 python3 ../../datasets/fetch.py smollm2
-.venv/bin/python -c 'import gguf, llama_cpp, onnx, onnx_ir, onnxruntime_genai, peft, tensorboard, tokenizers, torch, transformers'
+.venv/bin/python -c 'import gguf, llama_cpp, lm_eval, onnx, onnx_ir, onnxruntime_genai, peft, tensorboard, tokenizers, torch, transformers'
 echo "ready: tests/peers/.venv"

@@ -124,6 +124,19 @@ pub enum DataError {
         found: String,
     },
 
+    /// A line of a JSONL file that is an object, and not the one expected.
+    #[error("{path}:{line}: {problem}; expected {form}")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: u64,
+        /// What is wrong, with the key.
+        problem: String,
+        /// What a line holds.
+        form: &'static str,
+    },
+
     /// A Parquet file that cannot be read.
     #[error("{path}:{place}: not readable as Parquet: {reason}; is the file complete?")]
     Parquet {
@@ -347,7 +360,7 @@ impl std::fmt::Display for Place {
 }
 
 /// At most a dozen names, quoted: hostile files can hold any number of them.
-fn list(names: &[String]) -> String {
+pub(crate) fn list(names: &[String]) -> String {
     const SHOWN: usize = 12;
     let mut shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("{name:?}")).collect();
     if names.len() > SHOWN {

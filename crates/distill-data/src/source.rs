@@ -1,6 +1,6 @@
 //! Files of text, read one document at a time.
 
-mod jsonl;
+pub(crate) mod jsonl;
 mod parquet;
 mod paths;
 mod text;

@@ -87,6 +87,14 @@ impl TextTokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The same tokenizer, which takes special tokens spelt out in a text for text.
+    #[must_use]
+    pub fn plain(&self) -> Self {
+        let mut plain = self.clone();
+        plain.inner.set_encode_special_tokens(true);
+        plain
+    }
+
     /// [`TextTokenizer::encode`] for many texts at once, on all cores.
     ///
     /// # Errors
@@ -205,5 +213,25 @@ impl TextTokenizer {
     #[must_use]
     pub fn inner(&self) -> &Tokenizer {
         &self.inner
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_tokenizer_takes_special_tokens_for_text() {
+        let texts = std::iter::once(Ok("some words".to_owned()));
+        let tokenizer = TextTokenizer::train(texts, 280, &SpecialTokens::default()).unwrap();
+        let eos = tokenizer.eos().unwrap();
+        let spelt = format!("a{}", tokenizer.token(eos).unwrap());
+        assert!(tokenizer.encode(&spelt, false).unwrap().contains(&eos));
+        let plain = tokenizer.plain();
+        let ids = plain.encode(&spelt, false).unwrap();
+        assert!(!ids.contains(&eos));
+        assert_eq!(tokenizer.decode(&ids), spelt);
+        let (ours, theirs) = (plain.encode("words", true), tokenizer.encode("words", true));
+        assert_eq!(ours.unwrap(), theirs.unwrap());
     }
 }

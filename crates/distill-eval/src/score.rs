@@ -101,7 +101,8 @@ pub fn top(logits: &[f32]) -> usize {
     best
 }
 
-fn log_sum_exp(logits: &[f32]) -> f64 {
+/// ln Σ exp(logit).
+pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
     let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     largest + logits.iter().map(|&z| (f64::from(z) - largest).exp()).sum::<f64>().ln()
 }

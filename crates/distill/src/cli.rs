@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use distill_edge::{KernelChoice, KvType};
+use distill_eval::evaluation::TaskFile;
 
 /// Small language models for devices: distil, quantise, export, prove.
 #[derive(Debug, Parser)]
@@ -33,6 +34,8 @@ pub enum Command {
     Quantize(Quantize),
     /// Hold the exported model of a run against its training graph.
     Verify(RunDirectory),
+    /// Measure perplexity and tasks, with confidence intervals, of one model or of two.
+    Eval(Eval),
     /// Continue a text with an exported model.
     Generate(Generate),
     /// Talk with an exported model.
@@ -206,6 +209,15 @@ pub enum Kv {
     Q8_0,
 }
 
+impl From<Activations> for distill_edge::Activations {
+    fn from(activations: Activations) -> Self {
+        match activations {
+            Activations::Float => Self::Float,
+            Activations::Q8_0 => Self::Q8_0,
+        }
+    }
+}
+
 impl From<Kv> for KvType {
     fn from(kv: Kv) -> Self {
         match kv {
@@ -214,6 +226,49 @@ impl From<Kv> for KvType {
             Kv::Q8_0 => Self::Q8_0,
         }
     }
+}
+
+/// `distill eval`.
+#[derive(Args, Debug)]
+pub struct Eval {
+    /// What to measure: a `.gguf` or `.edge` file, a run (what it exported), or a Hugging Face directory.
+    pub model: PathBuf,
+    /// Another model, measured on the same records: differences are printed, with intervals.
+    #[arg(long, value_name = "MODEL")]
+    pub reference: Option<PathBuf>,
+    /// perplexity=TEXT, choice=JSONL, last_word=JSONL; several with commas, or repeated.
+    #[arg(long, required = true, value_name = "TASK=FILE", value_delimiter = ',')]
+    pub tasks: Vec<TaskFile>,
+    /// Measure through the training graph, a run at its newest checkpoint.
+    #[arg(long, conflicts_with_all = ["activations", "kv"])]
+    pub graph: bool,
+    /// Tokens of a window of text; half of it is scored.
+    #[arg(long, default_value_t = 512, value_parser = window)]
+    pub context: usize,
+    /// The most windows of a text.
+    #[arg(long, default_value_t = 60, value_parser = count)]
+    pub chunks: usize,
+    /// The most items of a JSONL file; by default all of them.
+    #[arg(long, value_parser = count)]
+    pub limit: Option<usize>,
+    /// Write all figures, and the records they are made of, to this file.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Draws of the bootstrap that makes the intervals.
+    #[arg(long, default_value_t = 10_000, value_parser = count)]
+    pub resamples: usize,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Threads of the runtime.
+    #[arg(long, default_value_t = crate::hardware::threads(), value_parser = threads)]
+    pub threads: usize,
+    /// What the linears read; by default what the file was trained for.
+    #[arg(long, value_enum)]
+    pub activations: Option<Activations>,
+    /// How keys and values are kept.
+    #[arg(long, value_enum, default_value_t = Kv::F16)]
+    pub kv: Kv,
 }
 
 /// How the next token is chosen.
@@ -322,5 +377,21 @@ fn tokens(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count @ 0..=16_777_216) => Ok(count),
         _ => Err("expected a whole number up to 16777216".into()),
+    }
+}
+
+/// Tokens of a window that has something to score.
+fn window(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 3..=16_777_216) => Ok(count),
+        _ => Err("expected a whole number from 3 to 16777216".into()),
+    }
+}
+
+/// How many of something, at least one.
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=16_777_216) => Ok(count),
+        _ => Err("expected a whole number from 1 to 16777216".into()),
     }
 }

@@ -92,11 +92,8 @@ impl Failure {
             Self::Train(error) => error.is_input(),
             Self::Hub(error) => error.is_input(),
             Self::Edge(error) => error.is_input(),
-            Self::Budget(_)
-            | Self::Export(_)
-            | Self::Eval(_)
-            | Self::Io { .. }
-            | Self::Parity { .. } => false,
+            Self::Eval(error) => error.is_input(),
+            Self::Budget(_) | Self::Export(_) | Self::Io { .. } | Self::Parity { .. } => false,
         };
         if is_input { 2 } else { 1 }
     }

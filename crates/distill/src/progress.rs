@@ -17,6 +17,37 @@ pub fn spinner(message: &str) -> ProgressBar {
     bar
 }
 
+/// A bar over chunks or items, gone when it is dropped.
+pub struct ItemBar {
+    bar: ProgressBar,
+    name: String,
+}
+
+impl ItemBar {
+    /// A bar with a name; it learns of how many later.
+    pub fn new(name: &str) -> Self {
+        let bar = ProgressBar::new(0).with_message(name.to_string());
+        bar.set_style(style("{msg} {bar:32} {pos}/{len} {eta} left"));
+        Self { bar, name: name.to_string() }
+    }
+
+    /// So many of so many are done.
+    pub fn set(&self, done: usize, all: usize) {
+        self.bar.set_length(all as u64);
+        self.bar.set_position(done as u64);
+        let every = (all / 10).max(1);
+        if self.bar.is_hidden() && done.is_multiple_of(every) {
+            eprintln!("{}: {done}/{all}", self.name);
+        }
+    }
+}
+
+impl Drop for ItemBar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 /// The bar of the training loop: loss, tokens a second, time left.
 pub struct TrainingBar {
     bar: ProgressBar,

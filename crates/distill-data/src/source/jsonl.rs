@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::error::{DataError, Place};
 
 /// A JSONL file as a stream of documents; blank lines are passed over.
-pub(super) struct JsonlFile {
+pub(crate) struct JsonlFile {
     path: PathBuf,
     field: String,
     reader: BufReader<File>,
@@ -20,7 +20,7 @@ pub(super) struct JsonlFile {
 }
 
 impl JsonlFile {
-    pub(super) fn open(path: &Path, field: &str) -> Result<Self, DataError> {
+    pub(crate) fn open(path: &Path, field: &str) -> Result<Self, DataError> {
         Ok(Self {
             path: path.to_path_buf(),
             field: field.to_owned(),
@@ -28,6 +28,16 @@ impl JsonlFile {
             line: 0,
             offset: 0,
         })
+    }
+
+    /// The line read last, from 1.
+    pub(crate) fn line(&self) -> u64 {
+        self.line
+    }
+
+    /// The next object.
+    pub(crate) fn next_object(&mut self) -> Result<Option<Map<String, Value>>, DataError> {
+        self.next_line()?.map(|line| self.object(&line)).transpose()
     }
 
     /// The next line that is not blank.
@@ -54,10 +64,15 @@ impl JsonlFile {
         }
     }
 
-    fn document(&self, line: &str) -> Result<String, DataError> {
-        let mut object: Map<String, Value> = serde_json::from_str(line).map_err(|error| {
-            DataError::Json { path: self.path.clone(), line: self.line, reason: reason(&error) }
-        })?;
+    fn object(&self, line: &str) -> Result<Map<String, Value>, DataError> {
+        serde_json::from_str(line).map_err(|error| DataError::Json {
+            path: self.path.clone(),
+            line: self.line,
+            reason: reason(&error),
+        })
+    }
+
+    fn document(&self, mut object: Map<String, Value>) -> Result<String, DataError> {
         let place = Place::Line(self.line);
         match object.remove(&self.field) {
             Some(Value::String(text)) => Ok(text),
@@ -81,8 +96,8 @@ impl Iterator for JsonlFile {
     type Item = Result<String, DataError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let line = self.next_line().transpose()?;
-        Some(line.and_then(|line| self.document(&line)))
+        let object = self.next_object().transpose()?;
+        Some(object.and_then(|object| self.document(object)))
     }
 }
 
@@ -95,7 +110,8 @@ fn reason(error: &serde_json::Error) -> String {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+/// What a value is, with its article.
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

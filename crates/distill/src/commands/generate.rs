@@ -1,8 +1,7 @@
 //! `distill generate`.
 
 use distill_edge::{
-    Activations, LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions,
-    generate as decode,
+    LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions, generate as decode,
 };
 
 use crate::cli;
@@ -36,10 +35,7 @@ pub fn generate(args: &cli::Generate) -> Result<(), Failure> {
 
 /// Loads the model and opens a session.
 pub fn open(args: &cli::Runtime) -> Result<(Model, Session), Failure> {
-    let activations = args.activations.map(|activations| match activations {
-        cli::Activations::Float => Activations::Float,
-        cli::Activations::Q8_0 => Activations::Q8_0,
-    });
+    let activations = args.activations.map(Into::into);
     let load = LoadOptions { activations, threads: args.threads, ..LoadOptions::default() };
     let model = Model::load(&args.model, &load)?;
     let options =

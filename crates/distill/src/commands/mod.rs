@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod check;
+mod eval;
 mod export;
 mod generate;
 mod plan;
@@ -29,6 +30,7 @@ pub fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Verify(args) => verify::command(&args),
         Command::Generate(args) => generate::generate(&args),
         Command::Chat(args) => chat::chat(&args),
+        Command::Eval(args) => eval::eval(&args),
         Command::Bench(args) => bench::bench(&args),
     }
 }

@@ -63,6 +63,34 @@ fn exported_q4_0(values: &[f32]) -> Vec<f32> {
     scalar(values, |_, out| q4_0::dequantize(&bytes, out))
 }
 
+/// Scales that do not follow from the weights: of both signs, some zero, some that clamp.
+fn scales(values: &[f32]) -> Vec<f32> {
+    let largest = |block: &[f32]| block.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+    let factor = [0.11, -0.13, 0.05, 0.0, -0.125];
+    values
+        .chunks(BLOCK)
+        .enumerate()
+        .map(|(i, block)| (largest(block) * factor[i % factor.len()]).clamp(-1e5, 1e5))
+        .collect()
+}
+
+fn exported_q4_0_scaled(values: &[f32], scales: &[f32]) -> Vec<f32> {
+    let mut bytes = vec![0; values.len() / BLOCK * 18];
+    q4_0::quantize_row_scaled(values, scales, &mut bytes);
+    scalar(values, |_, out| q4_0::dequantize(&bytes, out))
+}
+
+/// What passes of gradients of one, and what comes to the scales.
+fn straight_through_scaled(values: &[f32], scales: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let mut gradient = vec![1.0; values.len()];
+    let blocks = values.as_chunks::<BLOCK>().0.iter().zip(gradient.as_chunks_mut::<BLOCK>().0);
+    let of_scales = blocks
+        .zip(scales)
+        .map(|((block, gradient), &scale)| q4_0::straight_through_scaled(block, scale, gradient))
+        .collect();
+    (gradient, of_scales)
+}
+
 fn exported_q8_0(values: &[f32]) -> Vec<f32> {
     let mut bytes = vec![0; values.len() / BLOCK * 34];
     q8_0::quantize_row(values, &mut bytes);
@@ -82,6 +110,24 @@ fn assert_every_rule_is_the_scalar_one(values: &[f32]) {
             on(device, values, |w| fake_quant::q4_0_straight_through(w.clone(), w.ones_like())),
             &|values| scalar(values, q4_0::straight_through_mask),
         );
+        let scales = scales(values);
+        let scaled = |device: &Device, values: &[f32]| {
+            let scales = Tensor::from_data(TensorData::new(scales.clone(), [scales.len()]), device);
+            on(device, values, |w| fake_quant::q4_0_scaled(w, &scales, None))
+        };
+        check("q4_0 with given scales", scaled(device, values), &|values| {
+            exported_q4_0_scaled(values, &scales)
+        });
+        let passed = |device: &Device, values: &[f32]| {
+            let scales = Tensor::from_data(TensorData::new(scales.clone(), [scales.len()]), device);
+            on(device, values, |w| {
+                let ones = w.ones_like();
+                fake_quant::q4_0_scaled_straight_through(w, &scales, ones).0
+            })
+        };
+        check("q4_0 mask with given scales", passed(device, values), &|values| {
+            straight_through_scaled(values, &scales).0
+        });
         check("q8_0 activations", activations(device, values), &|values| {
             scalar(values, q8_0::fake_quantize_activation)
         });
@@ -227,4 +273,24 @@ fn straight_through_gradient_reaches_activations_unchanged() {
     let loss = (fake_quant::activations_q8_0(x.clone()) * weights).sum();
     let gradient = x.grad(&loss.backward()).expect("tracked");
     assert_eq!(parameters::values(gradient), values);
+}
+
+#[test]
+fn the_gradient_of_given_scales_is_that_of_the_scalar_rule() {
+    let values: Vec<f32> =
+        (0..64 * BLOCK).map(|i| ((i * 7919 % 1009) as f32 / 504.5 - 1.0) * 0.3).collect();
+    let scales = scales(&values);
+    let (_, expected) = straight_through_scaled(&values, &scales);
+    for target in targets() {
+        let tensor = |x: &[f32]| {
+            Tensor::<1>::from_data(TensorData::new(x.to_vec(), [x.len()]), &target.device)
+        };
+        let weights = tensor(&values);
+        let ones = weights.ones_like();
+        let (_, found) = fake_quant::q4_0_scaled_straight_through(weights, &tensor(&scales), ones);
+        for (found, expected) in parameters::values(found).into_iter().zip(&expected) {
+            // 32 sums of numbers below 8, each rounded a few times.
+            assert!((found - expected).abs() < 1e-4, "{}: {found} {expected}", target.name);
+        }
+    }
 }

@@ -38,11 +38,15 @@ fn load(bytes: &[u8], activations: Activations) -> Model {
     Model::from_bytes(bytes.to_vec(), Path::new("memory"), &options).unwrap()
 }
 
+/// What is decoded after the prompt; an interpreter computes a token in a minute.
+const DECODED: &[u32] = if cfg!(miri) { &[65] } else { &[65, 35] };
+
 /// Logits of a prefill of several tokens and of some decoded ones after it.
 fn logits(model: &Model, kv: KvType, threads: usize) -> Vec<f32> {
     let mut session = Session::new(model, SessionOptions { context: 24, kv, threads }).unwrap();
-    let mut all = session.prefill(&[3, 14, 15, 9, 2]).unwrap().to_vec();
-    for token in [65, 35] {
+    let prompt = if cfg!(miri) { &[3, 14][..] } else { &[3, 14, 15, 9, 2] };
+    let mut all = session.prefill(prompt).unwrap().to_vec();
+    for &token in DECODED {
         all.extend_from_slice(session.decode(token).unwrap());
     }
     all
@@ -50,19 +54,19 @@ fn logits(model: &Model, kv: KvType, threads: usize) -> Vec<f32> {
 
 #[test]
 fn any_number_of_threads_computes_the_same_bits_from_memory() {
-    for (activations, kv) in [
+    let all = [
         (Activations::Q8_0, KvType::F16),
         (Activations::Float, KvType::F32),
         (Activations::Q8_0, KvType::Q8_0),
-    ] {
+    ];
+    // The tests below go through the others.
+    for (activations, kv) in all.into_iter().take(if cfg!(miri) { 1 } else { 3 }) {
         let (packed, plain) = (draft(kv).packed().bytes(), draft(kv).bytes());
         let want = logits(&load(&packed, activations), kv, 1);
-        assert_eq!(want.len(), 3 * SMALL.vocab);
+        assert_eq!(want.len(), (1 + DECODED.len()) * SMALL.vocab);
         assert!(want.iter().all(|x| x.is_finite()));
         assert_eq!(logits(&load(&packed, activations), kv, 2), want);
-        if !cfg!(miri) || kv == KvType::F16 {
-            assert_eq!(logits(&load(&plain, activations), kv, 2), want);
-        }
+        assert_eq!(logits(&load(&plain, activations), kv, 2), want);
     }
 }
 

@@ -90,6 +90,68 @@ fn every_tensor_is_the_fake_quantized_master_bit_for_bit() {
     }
 }
 
+#[test]
+fn blocks_with_scales_of_their_own_ship_with_them_in_both_exports() {
+    for (tied, head_dim) in [(true, 16), (false, 24)] {
+        let mut tiny = Tiny::new(tied, head_dim);
+        let plain = tiny.tensors.clone();
+        let mut want = std::collections::BTreeMap::new();
+        for (name, (shape, values)) in &plain {
+            if shape.len() != 2 {
+                continue;
+            }
+            let blocks = values.as_chunks::<32>().0;
+            let scales: Vec<f32> = (0..blocks.len())
+                .map(|i| [0.11f32, -0.07, 0.0][i % 3] * (1.0 + i as f32 / 64.0))
+                .collect();
+            let rounded = blocks.iter().zip(&scales);
+            let rounded =
+                rounded.flat_map(|(b, &s)| q4_0::BlockQ4_0::quantize_scaled(b, s).dequantize());
+            want.insert(name.clone(), rounded.collect::<Vec<f32>>());
+            let shape = vec![shape[0], shape[1] / 32];
+            tiny.tensors.insert(format!("{name}_scale"), (shape, scales));
+        }
+        let options = options(Grid::Q4_0, Grid::Q4_0);
+        let (directory, summary) = export(&tiny, &options);
+        assert_eq!(summary.unwrap().tensors, plain.len());
+        let file = open(directory.path());
+        let huggingface = directory.path().join("hf");
+        let hf = HuggingFaceOptions {
+            ty: distill_export::FloatType::F32,
+            linears: Grid::Q4_0,
+            embeddings: Grid::Q4_0,
+        };
+        distill_export::export_huggingface(directory.path(), &huggingface, &hf).unwrap();
+        let bytes = std::fs::read(huggingface.join("model.safetensors")).unwrap();
+        let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(read.len(), plain.len(), "the scales are in the values");
+        for (name, want) in &want {
+            let (gguf_name, layout) = names::to_gguf(name).unwrap();
+            let mut values = file.require(&gguf_name).unwrap().dequantize().unwrap();
+            if let names::RowLayout::RopeHalves { heads } = layout {
+                let heads = match heads {
+                    names::Heads::Query => HEADS,
+                    names::Heads::Key => KV_HEADS,
+                };
+                values = names::unpermute_rows(&values, plain[name].0[0], heads);
+            }
+            assert_eq!(bits(&values), bits(want), "{name}");
+            let expected: Vec<u8> = want.iter().flat_map(|x| x.to_le_bytes()).collect();
+            assert_eq!(read.tensor(name).unwrap().data(), expected, "{name}");
+        }
+        // Scales of another shape, or of no matrix, are refused by name.
+        let name = "model.layers.0.mlp.down_proj.weight_scale";
+        tiny.tensors.get_mut(name).unwrap().0 = vec![1, 1];
+        tiny.tensors.get_mut(name).unwrap().1 = vec![1.0];
+        let error = export(&tiny, &options).1.unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+        tiny.tensors.remove(name);
+        tiny.tensors.insert("model.norm.weights_scale".into(), (vec![1], vec![1.0]));
+        let error = export(&tiny, &options).1.unwrap_err().to_string();
+        assert!(error.contains("model.norm.weights_scale"), "{error}");
+    }
+}
+
 /// A block as training may leave it: plain, all zero, tied extremes, tiny or huge scales.
 fn any_block() -> impl Strategy<Value = Vec<f32>> {
     let element = prop_oneof![

@@ -359,3 +359,31 @@ fn rounding_is_that_of_the_scalar_rule() {
         assert_eq!(gradient, want);
     }
 }
+
+#[test]
+fn rounding_with_given_scales_is_that_of_the_scalar_rule() {
+    for n in [32, 1 << 14, (1 << 14) + 128] {
+        let x = values(n, 17);
+        let factor = [0.11, -0.13, 0.03, 0.0, 1e-9, -1e6];
+        let scales: Vec<f32> = (0..n / 32).map(|i| factor[i % factor.len()]).collect();
+        let mut gradient = values(n, 18);
+        let mut found = vec![7.0; n];
+        rounding::round_scaled(&x, &scales, &mut found);
+        let mut of_scales = vec![7.0; n / 32];
+        let mut passed = gradient.clone();
+        rounding::straight_through_scaled(&x, &scales, &mut passed, &mut of_scales);
+        for (i, (block, gradient)) in
+            x.as_chunks::<32>().0.iter().zip(gradient.as_chunks_mut::<32>().0).enumerate()
+        {
+            let at = i * 32..(i + 1) * 32;
+            let want = q4_0::BlockQ4_0::quantize_scaled(block, scales[i]).dequantize();
+            assert!(found[at.clone()] == want, "block {i} of {n}");
+            let before = *gradient;
+            let want = q4_0::straight_through_scaled(block, scales[i], gradient);
+            assert!(passed[at] == *gradient, "block {i} of {n}");
+            // Terms of at most 8 · |g|, added in another order.
+            let size: f32 = before.iter().map(|g| 8.0 * g.abs()).sum();
+            assert!((of_scales[i] - want).abs() <= 1e-6 * size, "{} {want}", of_scales[i]);
+        }
+    }
+}

@@ -170,6 +170,10 @@ messages! {
     bf16_on_a_grid => message(&format!("backend = \"cuda\"\n{SOUND}precision = \"bf16\"\n"), &[]);
     a_beta_without_jsd => message(&format!("{SOUND}[distill]\nloss = \"reverse_kl\"\nbeta = 0.3\n"), &[]);
     quantization_that_starts_after_the_end => broken("linears", "start_step = 100\nlinears");
+    found_scales_under_lora =>
+        message(&format!("{SOUND}[train.lora]\n").replace("linears", "method = \"gptq\"\nlinears"), &[]);
+    found_scales_thrown_away =>
+        broken("linears", "method = \"search\"\nscales = \"weights\"\nlinears");
     quantized_activations_of_float_linears =>
         broken("linears = \"q4_0\"", "linears = \"none\"\nactivations = \"q8_0\"");
     a_warm_up_beyond_the_end => broken("steps = 100", "steps = 100\nwarmup_steps = 101");

@@ -41,6 +41,8 @@ linears = "q4_0"
 embeddings = "q8_0"
 activations = "q8_0"
 start_step = 20
+method = "gptq"
+calibration_sequences = 8
 [train]
 steps = 240
 batch_size = 2

@@ -9,9 +9,10 @@ use rayon::prelude::*;
 use super::vector::simd;
 
 /// Candidates of a scale on either side of zero.
-const CANDIDATES: usize = 28;
-/// The first candidate reaches so far beyond the block's largest weight, and each that follows less.
-const WIDEST: f32 = 1.06;
+const CANDIDATES: usize = 40;
+/// The first reaches so far beyond the largest weight (8/7 of it are reached on the shorter side), and each
+/// that follows less.
+const WIDEST: f32 = 1.2;
 const STEP: f32 = 0.02;
 
 /// Rows that take a step together, so that the factor is read once for all.
@@ -192,7 +193,8 @@ mod tests {
             .iter()
             .flat_map(|b| q4_0::BlockQ4_0::quantize(b).dequantize())
             .collect();
-        assert!(all(&with_scales(&weights, &scales)) < 0.8 * all(&by_rule));
+        let (ours, theirs) = (all(&with_scales(&weights, &scales)), all(&by_rule));
+        assert!(ours < 0.9 * theirs, "{ours} {theirs}");
     }
 
     #[test]
@@ -201,7 +203,9 @@ mod tests {
         weights[BLOCK + 3] = -0.75;
         let scales = search(&weights, &[1.0; 2 * BLOCK]);
         assert_eq!(scales[0], 0.0);
-        assert_eq!(with_scales(&weights, &scales)[BLOCK + 3], -0.75);
+        // As near as binary16 has the scale.
+        let error = with_scales(&weights, &scales)[BLOCK + 3] + 0.75;
+        assert!(error.abs() <= 0.75 * 2f32.powi(-11), "{error}");
     }
 
     /// The definition, in float64: each step solves for the columns that are left.

@@ -1,7 +1,7 @@
 //! Every default of a recipe, once. `raw` shows them in the JSON schema, `resolve` fills them in.
 
 use crate::resolved::{
-    ActivationGrid, Backend, Engine, KvCache, LoraTarget, Method, OptimizerState, Precision,
+    ActivationGrid, Backend, Choice, Engine, KvCache, LoraTarget, Method, OptimizerState, Precision,
 };
 
 pub(crate) const SEED: u64 = 0;
@@ -62,6 +62,7 @@ pub(crate) const MAX_NEW_TOKENS: usize = 64;
 
 pub(crate) const GGUF: bool = true;
 pub(crate) const HUGGINGFACE: bool = true;
+pub(crate) const CHECKPOINT: Choice = Choice::Last;
 pub(crate) const PARITY_POSITIONS: usize = 4096;
 
 pub(crate) const LORA_RANK: usize = 16;

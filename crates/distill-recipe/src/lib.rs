@@ -20,8 +20,8 @@ pub use document::Document;
 pub use error::{Problem, RecipeError};
 pub use problem::ProblemKind;
 pub use resolved::{
-    ActivationGrid, Backend, Data, Device, Distill, DivergenceKind, Engine, Eval, Export, KvCache,
-    LearningRateFactors, LocalTeacher, Lora, LoraTarget, Method, ModelRef, NewModel,
+    ActivationGrid, Backend, Choice, Data, Device, Distill, DivergenceKind, Engine, Eval, Export,
+    KvCache, LearningRateFactors, LocalTeacher, Lora, LoraTarget, Method, ModelRef, NewModel,
     OptimizerState, Precision, Quantize, Recipe, Scales, Schedule, Student, StudentInit, Teacher,
     TokenizerChoice, Train, WeightGrid,
 };

@@ -13,8 +13,8 @@ use serde::Deserialize;
 
 use crate::defaults;
 use crate::resolved::{
-    ActivationGrid, Backend, Engine, KvCache, LoraTarget, Method, OptimizerState, Precision,
-    Scales, WeightGrid,
+    ActivationGrid, Backend, Choice, Engine, KvCache, LoraTarget, Method, OptimizerState,
+    Precision, Scales, WeightGrid,
 };
 
 /// A value and the bytes of the document it was written in.
@@ -362,6 +362,10 @@ pub(crate) struct Train {
     /// How many of the newest checkpoints stay on disk.
     #[schemars(range(min = 1), extend("default" = defaults::KEEP_CHECKPOINTS))]
     pub(crate) keep_checkpoints: Option<Written<usize>>,
+    /// Evaluations without one that is better than all before, after which training ends. Default:
+    /// training goes on to the last step.
+    #[schemars(range(min = 1))]
+    pub(crate) patience: Option<Written<usize>>,
     pub(crate) learning_rate_factors: Option<LearningRateFactors>,
     pub(crate) lora: Option<Written<Lora>>,
 }
@@ -437,6 +441,10 @@ pub(crate) struct Export {
     /// Write `export/huggingface/`, for transformers and what reads its format.
     #[schemars(extend("default" = defaults::HUGGINGFACE))]
     pub(crate) huggingface: Option<Written<bool>>,
+    /// The checkpoint that is exported: the last, or the one whose weights, as they ship, are nearest
+    /// to the teacher on held-out text (without a teacher, predict it best).
+    #[schemars(extend("default" = defaults::CHECKPOINT))]
+    pub(crate) checkpoint: Option<Written<Choice>>,
     /// Held-out positions on which the runtime and the training graph must agree.
     #[schemars(range(min = 1), extend("default" = defaults::PARITY_POSITIONS))]
     pub(crate) parity_positions: Option<Written<usize>>,

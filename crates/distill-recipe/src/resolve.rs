@@ -157,6 +157,7 @@ impl Resolver<'_> {
             },
             export: Export {
                 gguf: or(&export.gguf, defaults::GGUF),
+                checkpoint: or(&export.checkpoint, defaults::CHECKPOINT),
                 huggingface: or(&export.huggingface, defaults::HUGGINGFACE),
                 parity_positions: or(&export.parity_positions, defaults::PARITY_POSITIONS),
             },
@@ -511,6 +512,7 @@ impl Resolver<'_> {
             eval_every,
             checkpoint_every: or(&written.checkpoint_every, eval_every),
             keep_checkpoints: or(&written.keep_checkpoints, defaults::KEEP_CHECKPOINTS),
+            patience: written.patience.as_ref().map(|patience| *patience.value()),
             learning_rate_factors: written
                 .learning_rate_factors
                 .as_ref()

@@ -362,6 +362,9 @@ pub struct Train {
     pub checkpoint_every: usize,
     /// How many of the newest checkpoints stay on disk, ≥ 1.
     pub keep_checkpoints: usize,
+    /// Evaluations without a better one after which training ends; `None`: it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
     /// What the learning rate of some weights is multiplied by.
     #[serde(default)]
     pub learning_rate_factors: LearningRateFactors,
@@ -507,8 +510,23 @@ pub struct Export {
     pub gguf: bool,
     /// Whether `export/huggingface/` is written.
     pub huggingface: bool,
+    /// Which checkpoint is exported.
+    #[serde(default)]
+    pub checkpoint: Choice,
     /// Held-out positions on which runtime and training graph must agree.
     pub parity_positions: usize,
+}
+
+/// A checkpoint of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Choice {
+    /// That of the last step.
+    #[default]
+    Last,
+    /// That with the least divergence from the teacher on held-out text, every weight as it ships;
+    /// without a teacher, with the least loss.
+    Best,
 }
 
 /// The table `[student]`, key by key.

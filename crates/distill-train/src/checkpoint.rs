@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use distill_data::{Cursor, TextTokenizer};
 use distill_models::{LlamaForCausalLM, Lora, load_pretrained, parameters, save};
-use distill_recipe::Train;
+use distill_recipe::{Choice, Train};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -31,9 +31,23 @@ pub struct TrainState {
     pub cursor: Cursor,
     /// Length of `metrics.jsonl` at this moment.
     pub metrics_bytes: u64,
+    /// The best evaluation so far, if the run asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<Best>,
     /// [`fingerprint`] of the frozen weights, where factors are trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<u64>,
+}
+
+/// The best evaluation of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Optimiser steps done at the time; the checkpoint of that step is kept.
+    pub step: usize,
+    /// What is best when least: KL to the teacher, or the loss.
+    pub value: f64,
+    /// Evaluations since.
+    pub since: usize,
 }
 
 /// What a checkpoint holds besides [`TrainState`].
@@ -49,7 +63,7 @@ pub struct Contents<'a> {
     pub optimizer: &'a AdamW,
 }
 
-/// Writes `run/step-N` and removes all but the newest `keep` checkpoints.
+/// Writes `run/step-N` and removes all but the newest `keep` checkpoints and the best.
 ///
 /// # Errors
 /// [`TrainError::Io`], [`distill_models::ModelError::NonFinite`].
@@ -75,7 +89,9 @@ pub fn write(
     }
     fs::rename(&partial, &target).map_err(io("renaming", &partial))?;
     sync(run)?;
-    for (_, old) in list(run)?.into_iter().rev().skip(keep) {
+    let best = state.best.map(|best| best.step);
+    for (_, old) in list(run)?.into_iter().rev().skip(keep).filter(|(step, _)| Some(*step) != best)
+    {
         fs::remove_dir_all(&old).map_err(io("removing", &old))?;
     }
     Ok(target)
@@ -125,6 +141,25 @@ pub fn newest(run: &Path) -> Result<Option<PathBuf>, TrainError> {
     Ok(list(run)?.pop().map(|(_, path)| path))
 }
 
+/// The checkpoint of a run that is exported, if there is one.
+///
+/// # Errors
+/// [`TrainError::Io`], [`TrainError::Checkpoint`].
+pub fn chosen(run: &Path, choice: Choice) -> Result<Option<PathBuf>, TrainError> {
+    let Some(newest) = newest(run)? else { return Ok(None) };
+    Ok(Some(match (choice, read_state(&newest)?.best) {
+        (Choice::Best, Some(best)) => run.join(format!("step-{}", best.step)),
+        _ => newest,
+    }))
+}
+
+fn read_state(checkpoint: &Path) -> Result<TrainState, TrainError> {
+    let path = checkpoint.join(STATE);
+    let text = fs::read_to_string(&path).map_err(TrainError::io("reading", &path))?;
+    serde_json::from_str(&text)
+        .map_err(|error| TrainError::Checkpoint { path, problem: error.to_string() })
+}
+
 /// Reads student, optimiser and state of a checkpoint. Where factors are trained, `first` gives the
 /// frozen weights that they stand beside: those that the run began with.
 ///
@@ -138,12 +173,9 @@ pub fn read(
     first: impl FnOnce() -> Result<LlamaForCausalLM, TrainError>,
     device: &Device,
 ) -> Result<(Student, AdamW, TrainState), TrainError> {
-    let path = checkpoint.join(STATE);
     let damaged =
         |path: &Path, problem: String| TrainError::Checkpoint { path: path.to_path_buf(), problem };
-    let text = fs::read_to_string(&path).map_err(TrainError::io("reading", &path))?;
-    let state: TrainState =
-        serde_json::from_str(&text).map_err(|e| damaged(&path, e.to_string()))?;
+    let state = read_state(checkpoint)?;
     let student = match &train.lora {
         None => {
             let (model, _) = load_pretrained(checkpoint, device)

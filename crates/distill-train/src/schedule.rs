@@ -51,6 +51,7 @@ mod tests {
             eval_every: 1,
             checkpoint_every: 1,
             keep_checkpoints: 1,
+            patience: None,
             learning_rate_factors: distill_recipe::LearningRateFactors::default(),
             lora: None,
         }

@@ -9,11 +9,11 @@ use distill_eval::Score;
 use distill_models::parameters::NamedTensors;
 use distill_models::quantized::with_scales_of_weights;
 use distill_models::{LlamaForCausalLM, WeightGrids};
-use distill_recipe::{Method, Quantize, Recipe, Scales, StudentInit};
+use distill_recipe::{Choice, Method, Quantize, Recipe, Scales, StudentInit};
 
 use crate::TrainError;
 use crate::backward::MicroBatch;
-use crate::checkpoint::{self, Contents, TrainState};
+use crate::checkpoint::{self, Best, Contents, TrainState};
 use crate::evaluate::evaluate;
 use crate::head::LossSums;
 use crate::loss::Distillation;
@@ -57,6 +57,7 @@ pub struct Trainer<'a> {
     distillation: Option<Distillation>,
     cursor: Cursor,
     step: usize,
+    best: Option<Best>,
     log: MetricsLog,
 }
 
@@ -83,7 +84,11 @@ impl<'a> Trainer<'a> {
                 let student = Student::first(student()?, train, recipe.seed)?;
                 let cursor = prepared.dataset.train.cursor(recipe.seed);
                 let base = student.base().map(checkpoint::fingerprint);
-                (student, optimizer, TrainState { step: 0, cursor, metrics_bytes: 0, base })
+                (
+                    student,
+                    optimizer,
+                    TrainState { step: 0, cursor, metrics_bytes: 0, best: None, base },
+                )
             }
         };
         let cursor = prepared.dataset.train.resume(state.cursor)?;
@@ -100,6 +105,7 @@ impl<'a> Trainer<'a> {
             distillation: prepared.distillation,
             cursor,
             step: state.step,
+            best: state.best,
         })
     }
 
@@ -108,7 +114,8 @@ impl<'a> Trainer<'a> {
         self.student.trained()
     }
 
-    /// Trains to the last step. The masters stand in the checkpoint that is returned.
+    /// Trains to the last step, or until evaluations have not become better for as long as the recipe
+    /// waits. The masters that are exported stand in the checkpoint that is returned.
     ///
     /// # Errors
     /// [`TrainError::Diverged`] with the last good checkpoint intact; disk and teacher errors.
@@ -117,7 +124,7 @@ impl<'a> Trainer<'a> {
         if self.step == 0 {
             self.evaluate(observer)?;
         }
-        while self.step < train.steps {
+        while self.step < train.steps && !self.is_out_of_patience() {
             if let Some(quantize) = &self.recipe.quantize
                 && quantize.start_step == self.step
             {
@@ -136,14 +143,31 @@ impl<'a> Trainer<'a> {
             observer.record(&record, Some(speed));
 
             let last = self.step == train.steps;
+            let mut is_kept = last || self.step.is_multiple_of(train.checkpoint_every);
             if last || self.step.is_multiple_of(train.eval_every) {
                 self.evaluate(observer)?;
+                is_kept |= self.is_best() || self.is_out_of_patience();
             }
-            if last || self.step.is_multiple_of(train.checkpoint_every) {
+            if is_kept {
                 observer.checkpoint(&self.checkpoint()?);
             }
         }
-        Ok(self.run.join(format!("step-{}", self.step)))
+        let chosen = checkpoint::chosen(&self.run, self.recipe.export.checkpoint)?;
+        Ok(chosen.expect("the last step has written one"))
+    }
+
+    /// Whether the recipe wants to know which evaluation was best.
+    fn looks_for_the_best(&self) -> bool {
+        self.recipe.export.checkpoint == Choice::Best || self.recipe.train.patience.is_some()
+    }
+
+    fn is_best(&self) -> bool {
+        self.best.is_some_and(|best| best.step == self.step)
+    }
+
+    fn is_out_of_patience(&self) -> bool {
+        let waited = self.best.map_or(0, |best| best.since);
+        self.recipe.train.patience.is_some_and(|patience| waited >= patience)
     }
 
     /// One update from one accumulation window. Returns its record and the tokens it saw.
@@ -224,7 +248,17 @@ impl<'a> Trainer<'a> {
 
     /// The model as it would ship now, on held-out text.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
-        self.measure("eval", &self.grids_now(), observer)
+        let grids = self.grids_now();
+        let score = self.measure("eval", &grids, observer)?;
+        // Before the grid, and of weights that were never trained, nothing could be exported.
+        if self.looks_for_the_best() && grids == self.grids && self.step > 0 {
+            let value = score.kl().unwrap_or(score.loss());
+            self.best = Some(match self.best {
+                Some(best) if best.value <= value => Best { since: best.since + 1, ..best },
+                _ => Best { step: self.step, value, since: 0 },
+            });
+        }
+        Ok(())
     }
 
     /// What quantisation-aware training is held against: the weights as they are when it
@@ -234,7 +268,8 @@ impl<'a> Trainer<'a> {
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
         self.measure("full_precision", &WeightGrids::default(), observer)?;
-        self.measure("post_training_quantized", &self.grids.clone(), observer)
+        self.measure("post_training_quantized", &self.grids.clone(), observer)?;
+        Ok(())
     }
 
     /// Finds what training on the grid begins with, and measures it where it is not just rounding.
@@ -258,7 +293,8 @@ impl<'a> Trainer<'a> {
                 })
             }
         });
-        self.measure("start", &grids, observer)
+        self.measure("start", &grids, observer)?;
+        Ok(())
     }
 
     fn measure(
@@ -266,12 +302,12 @@ impl<'a> Trainer<'a> {
         split: &str,
         grids: &WeightGrids,
         observer: &mut dyn Observer,
-    ) -> Result<(), TrainError> {
+    ) -> Result<Score, TrainError> {
         let score = self.score(grids)?;
         let record = record_of(&score, self.step, split);
         self.log.write(&record)?;
         observer.record(&record, None);
-        Ok(())
+        Ok(score)
     }
 
     fn score(&mut self, grids: &WeightGrids) -> Result<Score, TrainError> {
@@ -295,6 +331,7 @@ impl<'a> Trainer<'a> {
             step: self.step,
             cursor: self.cursor.clone(),
             metrics_bytes: self.log.bytes(),
+            best: self.best,
             base: self.base,
         };
         let keep = self.recipe.train.keep_checkpoints;

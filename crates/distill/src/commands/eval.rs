@@ -108,7 +108,7 @@ fn open(args: &cli::Eval, path: &Path) -> Result<(Box<dyn LanguageModel>, Measur
     }
     if args.graph {
         let recipe = run_directory::recipe(path)?;
-        return graph(&super::export::newest(path)?, prepare::grids(&recipe));
+        return graph(&super::export::chosen(path, &recipe)?, prepare::grids(&recipe));
     }
     let exported = path.join("export/model.gguf");
     if !exported.is_file() {

@@ -37,7 +37,7 @@ pub struct Exported {
 /// The verb.
 pub fn command(args: &cli::RunDirectory) -> Result<(), Failure> {
     let recipe = run_directory::recipe(&args.run)?;
-    let checkpoint = newest(&args.run)?;
+    let checkpoint = chosen(&args.run, &recipe)?;
     let files = export(&recipe, &args.run, &checkpoint)?;
     for path in [files.gguf, files.edge, files.huggingface].into_iter().flatten() {
         put_line!("{}", path.display())?;
@@ -45,9 +45,9 @@ pub fn command(args: &cli::RunDirectory) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The newest checkpoint of a run, which must exist.
-pub fn newest(run: &Path) -> Result<PathBuf, Failure> {
-    checkpoint::newest(run)?.ok_or_else(|| Failure::NotARun {
+/// The checkpoint of a run that is exported, which must exist.
+pub fn chosen(run: &Path, recipe: &Recipe) -> Result<PathBuf, Failure> {
+    checkpoint::chosen(run, recipe.export.checkpoint)?.ok_or_else(|| Failure::NotARun {
         path: run.to_path_buf(),
         problem: "has no checkpoint yet; continue it with `distill run … --resume`".into(),
     })

@@ -138,7 +138,7 @@ fn request(index: u64) -> Request {
         end: vec![27, 40],
         sampler: SamplerOptions {
             temperature: 3.0,
-            top_p: if index % 2 == 0 { 1.0 } else { 0.9 },
+            top_p: if index.is_multiple_of(2) { 1.0 } else { 0.9 },
             seed: index,
             ..SamplerOptions::default()
         },

@@ -20,8 +20,8 @@ pub use document::Document;
 pub use error::{Problem, RecipeError};
 pub use problem::ProblemKind;
 pub use resolved::{
-    ActivationGrid, Backend, Data, Device, Distill, DivergenceKind, Engine, Eval, Export, KvCache,
-    LocalTeacher, Lora, LoraTarget, ModelRef, NewModel, OptimizerState, Precision, Quantize,
-    Recipe, Schedule, Student, StudentInit, Teacher, TokenizerChoice, Train, WeightGrid,
+    ActivationGrid, Backend, Data, Device, Distill, DivergenceKind, Engine, Eval, Export, Generate,
+    KvCache, LocalTeacher, Lora, LoraTarget, ModelRef, NewModel, OptimizerState, Precision,
+    Quantize, Recipe, Schedule, Student, StudentInit, Teacher, TokenizerChoice, Train, WeightGrid,
 };
 pub use schema::schema;

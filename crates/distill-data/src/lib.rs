@@ -32,6 +32,7 @@ pub use chat::{Message, render_chat, render_chat_at};
 pub use cursor::Cursor;
 pub use dataset::{Dataset, PackingOptions, Part, Progress, SplitRule};
 pub use error::{DataError, Place};
+pub use fingerprint::hash_files;
 pub use preview::preview;
 pub use samples::{SHARD, Sample, SampleCounts, SampleDirectory, SampleFilters};
 pub use source::{Documents, Source, SourceOptions, documents};

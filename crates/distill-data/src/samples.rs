@@ -1,8 +1,9 @@
 //! Texts that a model has made up, as the tokens that it drew: a directory of shards.
 //!
 //! ```text
-//! texts-000000.jsonl    texts 0 … 255, one a line: {"index", "begin", "log_prob", "ids", "text"}
-//! texts-000001.jsonl    texts 256 … 511
+//! drawn-by.json         how the texts are drawn
+//! texts-000000.jsonl    texts 0 … 63, one a line: {"index", "begin", "log_prob", "ids", "text"}
+//! texts-000001.jsonl    texts 64 … 127
 //! …
 //! ```
 //! Text n depends on its number and on how the directory's texts are drawn, which the directory's
@@ -16,11 +17,13 @@ use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::error::{DataError, Place};
+use crate::fingerprint::hex;
 
 /// Texts of a shard.
-pub const SHARD: u64 = 256;
+pub const SHARD: u64 = 64;
 
 /// Tokens of a run that is looked for again in the same text.
 const RUN: usize = 4;
@@ -131,6 +134,21 @@ impl SampleDirectory {
         Self { path }
     }
 
+    /// The directory below `home` of the texts that are drawn so: its name is a hash of that.
+    #[must_use]
+    pub fn of(home: &Path, drawn_by: &serde_json::Value) -> Self {
+        Self::new(home.join(hex(&Sha256::digest(drawn_by.to_string()))))
+    }
+
+    /// Says in the directory how its texts are drawn.
+    ///
+    /// # Errors
+    /// [`DataError::Io`].
+    pub fn describe(&self, drawn_by: &serde_json::Value) -> Result<(), DataError> {
+        let path = self.path.join("drawn-by.json");
+        self.write_whole(&path, |out| writeln!(out, "{drawn_by:#}"))
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -152,22 +170,30 @@ impl SampleDirectory {
     /// # Errors
     /// [`DataError::Io`].
     pub fn write(&self, shard: u64, samples: &[Sample]) -> Result<(), DataError> {
-        let path = self.shard(shard);
+        self.write_whole(&self.shard(shard), |out| {
+            samples.iter().try_for_each(|sample| {
+                serde_json::to_writer(&mut *out, sample)?;
+                out.write_all(b"\n")
+            })
+        })
+    }
+
+    fn write_whole(
+        &self,
+        path: &Path,
+        write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
+    ) -> Result<(), DataError> {
         let partial = path.with_extension(format!("{}.tmp", std::process::id()));
-        let written = (|| {
-            std::fs::create_dir_all(&self.path)?;
+        let written = std::fs::create_dir_all(&self.path).and_then(|()| {
             let mut out = BufWriter::new(File::create(&partial)?);
-            for sample in samples {
-                serde_json::to_writer(&mut out, sample)?;
-                out.write_all(b"\n")?;
-            }
+            write(&mut out)?;
             out.into_inner()?.sync_all()?;
-            std::fs::rename(&partial, &path)
-        })();
+            std::fs::rename(&partial, path)
+        });
         written.map_err(|source| {
             // The first error matters more than one of tidying up.
             let _ = std::fs::remove_file(&partial);
-            DataError::Io { path, action: "write", source }
+            DataError::Io { path: path.to_path_buf(), action: "write", source }
         })
     }
 
@@ -306,13 +332,12 @@ mod tests {
         assert_eq!(directory.shards(), 3);
         assert_eq!(directory.read(1).unwrap(), shard(1));
         let mut kept = Vec::new();
-        let counts = directory.choose(&FILTERS, 1000, |ids| kept.push(ids)).unwrap();
-        // 250 texts of 4 tokens, each but the first behind a short one.
-        let expected =
-            SampleCounts { kept: 250, tokens: 1000, short: 249, ..SampleCounts::default() };
-        assert_eq!((counts, kept.len()), (SampleCounts { short: 250, ..expected }, 250));
+        let counts = directory.choose(&FILTERS, 240, |ids| kept.push(ids)).unwrap();
+        // 60 texts of 4 tokens, each but the first behind a short one.
+        let expected = SampleCounts { kept: 60, tokens: 240, short: 59, ..SampleCounts::default() };
+        assert_eq!((counts, kept.len()), (expected, 60));
         let all = directory.choose(&FILTERS, u64::MAX, |_| {}).unwrap();
-        assert_eq!((all.kept, all.texts()), (384, 768));
+        assert_eq!((all.kept, all.texts()), (96, 192));
     }
 
     #[test]

@@ -263,9 +263,9 @@ fn each_part_is_split_by_itself_and_tokens_stay_as_they_are() {
     // 32 of 40 documents of 5 tokens.
     assert_eq!((drawn, text + of_epoch), (16, dataset.train.len()));
     assert!((3 * text).abs_diff(of_epoch) <= 3, "{text} and {of_epoch}");
-    // Held out of both: of the drawn 4 sequences, and one of the text for three of them.
-    assert_eq!(dataset.held_out.len(), 5);
-    let held: Vec<u32> = dataset.held_out.batch(&[0, 1, 2, 3, 4]).input_ids;
+    // Held out of both: of the drawn all 4 sequences, and of the text one for three of them.
+    assert_eq!(dataset.held_out.len(), 6);
+    let held: Vec<u32> = dataset.held_out.batch(&[0, 1, 2, 3, 4, 5]).input_ids;
     let drawn: Vec<&[u32]> = held.chunks(10).filter(|row| row[1..4] == [5, 6, 7]).collect();
     assert_eq!(drawn.len(), 4, "{held:?}");
     assert!(drawn.iter().all(|row| documents.iter().any(|document| document[..] == row[..5])));

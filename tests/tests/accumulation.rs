@@ -94,7 +94,7 @@ fn update(
     let recipe = recipe(directory, teacher, batch_size, accumulation);
     let device = prepare::device(recipe.backend).expect("flex");
     let paths = LocalPaths {
-        sources: recipe.data.sources.clone(),
+        sources: vec![recipe.data.sources.clone()],
         teacher: teacher.map(Path::to_path_buf),
         ..LocalPaths::default()
     };

@@ -286,7 +286,7 @@ fn recipe(directory: &Path, base: Option<&Path>, train: &str) -> Recipe {
 fn train(recipe: &Recipe, base: Option<&Path>, run: &Path) -> Result<PathBuf, TrainError> {
     let device = prepare::device(recipe.backend).expect("flex");
     let paths = LocalPaths {
-        sources: recipe.data.sources.clone(),
+        sources: vec![recipe.data.sources.clone()],
         student: base.map(Path::to_path_buf),
         ..LocalPaths::default()
     };

@@ -68,7 +68,7 @@ keep_checkpoints = 99
 
 fn train(recipe: &Recipe, run: &Path) -> Result<PathBuf, TrainError> {
     let device = prepare::device(recipe.backend).expect("flex");
-    let paths = LocalPaths { sources: recipe.data.sources.clone(), ..LocalPaths::default() };
+    let paths = LocalPaths { sources: vec![recipe.data.sources.clone()], ..LocalPaths::default() };
     std::fs::create_dir_all(run).expect("create");
     let prepared = prepare::prepare(recipe, &paths, run, &device, &mut |_| {})?;
     let first = || Ok(prepared.first_student(recipe, &paths, &device)?.0);

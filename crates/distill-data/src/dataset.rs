@@ -6,6 +6,7 @@ use std::ops::Range;
 use sha2::{Digest, Sha256};
 
 use crate::error::DataError;
+use crate::packed::Packed;
 use crate::shuffle::SplitMix64;
 use crate::source::{Source, documents};
 use crate::split::Split;
@@ -56,7 +57,22 @@ pub enum SplitRule {
     Blocks,
 }
 
+/// A part of the text.
+#[derive(Clone, Debug, Default)]
+pub struct Part {
+    /// What it is called in messages.
+    pub name: String,
+    /// Files of text.
+    pub sources: Vec<Source>,
+    /// Documents that are tokens already, as they are: nothing is put before or behind them.
+    pub documents: Vec<Vec<u32>>,
+    /// Its weight among the parts.
+    pub weight: f64,
+}
+
 /// Packed text, split in two.
+///
+/// Each part is split by itself, so that both splits are mixed alike: see [`Split`].
 ///
 /// With at least 20 different documents, documents are drawn in seeded order and held out while
 /// they fit into the fraction; documents with the same tokens count as one. If that is not
@@ -100,25 +116,69 @@ impl Dataset {
         options: &PackingOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, DataError> {
+        let part = Part { sources: sources.to_vec(), weight: 1.0, ..Part::default() };
+        Self::mixed(tokenizer, vec![part], options, progress)
+    }
+
+    /// As [`Dataset::prepare_with_progress`], of several parts.
+    ///
+    /// # Errors
+    /// As [`Dataset::prepare`]; [`DataError::Part`] if a part is too short to be split by itself.
+    pub fn mixed(
+        tokenizer: &TextTokenizer,
+        parts: Vec<Part>,
+        options: &PackingOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, DataError> {
         check(options)?;
         let eos = tokenizer.eos().ok_or(DataError::NoEos)?;
-        let mut stream = Stream::default();
-        for chunk in chunks(documents(sources)?) {
-            let chunk = chunk?;
-            stream.read.documents += chunk.len();
-            stream.read.bytes += chunk.iter().map(|text| text.len() as u64).sum::<u64>();
-            for ids in tokenizer.encode_batch(&chunk, true)? {
-                stream.push(ids, eos);
-            }
-            stream.read.tokens = stream.tokens.len();
-            progress(stream.read);
+        let pad = tokenizer.pad().unwrap_or(eos);
+        let (mut read, mut halves, mut weights) = (Progress::default(), Vec::new(), Vec::new());
+        let several = parts.len() > 1;
+        for part in parts {
+            let (name, weight) = (part.name.clone(), part.weight);
+            let mut all = |now: Progress| progress(read.and(now));
+            let stream = Stream::read(tokenizer, part, eos, &mut all)?;
+            read = read.and(stream.read);
+            halves.push(stream.halves(options, pad).map_err(|error| match several {
+                true => DataError::Part { name, source: Box::new(error) },
+                false => error,
+            })?);
+            weights.push(weight);
         }
-        if stream.read.documents == 0 {
-            let first = sources[0].path().to_path_buf();
-            return Err(DataError::NoText { files: sources.len(), first });
-        }
-        stream.split(options, tokenizer.pad().unwrap_or(eos))
+        Ok(Self::of(halves, &weights, read))
     }
+
+    /// Puts the halves of the parts together.
+    fn of(halves: Vec<Halves>, weights: &[f64], read: Progress) -> Self {
+        let blocks = halves.iter().any(|half| half.rule == SplitRule::Blocks);
+        let rule = if blocks { SplitRule::Blocks } else { halves[0].rule };
+        let (mut train, mut held_out): (Vec<_>, Vec<_>) =
+            halves.into_iter().map(|half| (half.train, half.held_out)).unzip();
+        let (train, held_out) = match (weights.len(), rule) {
+            (1, _) => (Split::one(train.remove(0)), Split::one(held_out.remove(0))),
+            (_, SplitRule::None) => (Split::mixed(train, weights), Split::one(held_out.remove(0))),
+            _ => (Split::mixed(train, weights), Split::interleaved(held_out, weights)),
+        };
+        Self { train, held_out, rule, read }
+    }
+}
+
+impl Progress {
+    fn and(self, other: Self) -> Self {
+        Self {
+            documents: self.documents + other.documents,
+            bytes: self.bytes + other.bytes,
+            tokens: self.tokens + other.tokens,
+        }
+    }
+}
+
+/// A part, split in two.
+struct Halves {
+    train: Packed,
+    held_out: Packed,
+    rule: SplitRule,
 }
 
 fn check(options: &PackingOptions) -> Result<(), DataError> {
@@ -162,6 +222,45 @@ struct Stream {
 }
 
 impl Stream {
+    /// The text of a part, then its documents of tokens.
+    fn read(
+        tokenizer: &TextTokenizer,
+        part: Part,
+        eos: u32,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, DataError> {
+        let mut stream = Self::default();
+        // With documents of tokens there need not be any file.
+        let texts = match part.sources.is_empty() && !part.documents.is_empty() {
+            true => Box::new(std::iter::empty()),
+            false => documents(&part.sources)?,
+        };
+        for chunk in chunks(texts) {
+            let chunk = chunk?;
+            stream.read.documents += chunk.len();
+            stream.read.bytes += chunk.iter().map(|text| text.len() as u64).sum::<u64>();
+            for ids in tokenizer.encode_batch(&chunk, true)? {
+                stream.push(ids, eos);
+            }
+            stream.read.tokens = stream.tokens.len();
+            progress(stream.read);
+        }
+        for ids in part.documents.iter().filter(|ids| !ids.is_empty()) {
+            stream.starts.push(stream.tokens.len());
+            stream.tokens.extend(ids);
+            stream.read.documents += 1;
+        }
+        stream.read.tokens = stream.tokens.len();
+        progress(stream.read);
+        match (stream.read.documents, part.sources.first()) {
+            (0, Some(first)) => Err(DataError::NoText {
+                files: part.sources.len(),
+                first: first.path().to_path_buf(),
+            }),
+            _ => Ok(stream),
+        }
+    }
+
     /// Adds a document, ended by one end-of-sequence token.
     fn push(&mut self, ids: Vec<u32>, eos: u32) {
         self.starts.push(self.tokens.len());
@@ -175,26 +274,26 @@ impl Stream {
         self.starts[index]..self.starts.get(index + 1).copied().unwrap_or(self.tokens.len())
     }
 
-    fn split(self, options: &PackingOptions, pad: u32) -> Result<Dataset, DataError> {
+    fn halves(self, options: &PackingOptions, pad: u32) -> Result<Halves, DataError> {
         let (rule, held_out) = self.choose(options)?;
         let read = self.read;
         let (train, held_out) = self.partition(&held_out);
-        let cut = |(tokens, starts)| Split::new(tokens, starts, options.sequence_length, pad);
+        let cut = |(tokens, starts)| Packed::new(tokens, starts, options.sequence_length, pad);
         let (train, held_out) = (cut(train), cut(held_out));
-        if train.is_empty() && held_out.is_empty() {
+        if train.len() == 0 && held_out.len() == 0 {
             return Err(DataError::NoValidTokens {
                 tokens: read.tokens,
                 documents: read.documents,
             });
         }
-        if train.is_empty() || (held_out.is_empty() && rule != SplitRule::None) {
+        if train.len() == 0 || (held_out.len() == 0 && rule != SplitRule::None) {
             return Err(DataError::CannotSplit {
                 sequences: train.len() + held_out.len(),
                 sequence_length: options.sequence_length,
                 fraction: options.held_out_fraction,
             });
         }
-        Ok(Dataset { train, held_out, rule, read })
+        Ok(Halves { train, held_out, rule })
     }
 
     /// The ranges of `tokens` to hold out, ascending and apart from each other.
@@ -334,7 +433,12 @@ mod tests {
     }
 
     fn split(lengths: &[usize], options: &PackingOptions) -> Result<Dataset, DataError> {
-        stream(lengths).split(options, EOS)
+        dataset(stream(lengths), options)
+    }
+
+    fn dataset(stream: Stream, options: &PackingOptions) -> Result<Dataset, DataError> {
+        let read = stream.read;
+        Ok(Dataset::of(vec![stream.halves(options, EOS)?], &[1.0], read))
     }
 
     fn options(sequence_length: usize, held_out_fraction: f64, seed: u64) -> PackingOptions {
@@ -438,7 +542,7 @@ mod tests {
             let first = 10 * (copy % 25) + 1;
             stream.push((first..first + 6).collect(), EOS);
         }
-        let dataset = stream.split(&options(8, 0.2, 9), EOS).unwrap();
+        let dataset = dataset(stream, &options(8, 0.2, 9)).unwrap();
         assert_eq!(dataset.rule, SplitRule::Documents);
         let (train, _) = seen(&dataset.train);
         let (held_out, _) = seen(&dataset.held_out);

@@ -96,6 +96,28 @@ pub enum DataError {
         reason: String,
     },
 
+    /// A part of a mix cannot be used by itself.
+    #[error("{name}, which has a weight of its own: {source}")]
+    Part {
+        /// The part.
+        name: String,
+        /// What is wrong with it.
+        source: Box<DataError>,
+    },
+
+    /// A line of generated text that was not written so.
+    #[error(
+        "{path}:{place}: not as it was written: {reason}; remove the file to generate it again"
+    )]
+    Sample {
+        /// The file.
+        path: PathBuf,
+        /// The line.
+        place: Place,
+        /// What is wrong.
+        reason: String,
+    },
+
     /// The text field is missing; what there is instead is listed.
     #[error("{path}:{place}: no field {field:?}; the fields are {}; set `text_field`", list(.found))]
     FieldMissing {

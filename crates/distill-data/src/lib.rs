@@ -5,6 +5,9 @@
 //! the held-out part, and a [`Cursor`] walks a [`Split`] in a seeded order that can be saved.
 //! [`render_chat`] renders a model's own chat template and [`preview`] shows what the loss sees.
 //!
+//! A text may also be tokens that a model drew, from a [`SampleDirectory`]; several [`Part`]s are
+//! mixed by their weights.
+//!
 //! There is no tensor library here and no network: what is trained on is a file on disk, and
 //! what comes out are plain vectors.
 
@@ -16,8 +19,10 @@ mod cursor;
 mod dataset;
 mod error;
 mod fingerprint;
+mod packed;
 mod preview;
 mod record;
+mod samples;
 mod shuffle;
 mod source;
 mod split;
@@ -26,10 +31,12 @@ mod tokenizer;
 pub use batch::{Batch, Sequence};
 pub use chat::{Message, render_chat, render_chat_at};
 pub use cursor::Cursor;
-pub use dataset::{Dataset, PackingOptions, Progress, SplitRule};
+pub use dataset::{Dataset, PackingOptions, Part, Progress, SplitRule};
 pub use error::{DataError, Place};
+pub use fingerprint::hash_files;
 pub use preview::preview;
 pub use record::{Record, Records, records};
+pub use samples::{SHARD, Sample, SampleCounts, SampleDirectory, SampleFilters};
 pub use source::{Documents, Source, SourceOptions, documents};
 pub use split::Split;
 pub use tokenizer::{SpecialTokens, TextTokenizer};

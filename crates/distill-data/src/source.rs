@@ -169,7 +169,7 @@ impl Format {
 }
 
 /// Opens a regular file.
-fn open_file(path: &Path) -> Result<std::fs::File, DataError> {
+pub(crate) fn open_file(path: &Path) -> Result<std::fs::File, DataError> {
     std::fs::File::open(path).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => DataError::NotFound { path: path.to_path_buf() },
         _ => DataError::Io { path: path.to_path_buf(), action: "open", source },

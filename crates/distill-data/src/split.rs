@@ -1,4 +1,4 @@
-//! A stream of packed documents, cut into sequences: the training part or the held-out part.
+//! Sequences to train on or to measure on: of one stream of text, or a mix of several.
 
 use sha2::{Digest, Sha256};
 
@@ -6,92 +6,128 @@ use crate::batch::{Batch, Sequence};
 use crate::cursor::{Cursor, Order};
 use crate::error::DataError;
 use crate::fingerprint::hex;
+use crate::packed::Packed;
 use crate::shuffle::SplitMix64;
 
-/// Documents one behind the other, readable as sequences of a fixed length.
+/// The shuffle's streams for the walks through the parts of a mix; epochs count up from 0.
+const PART_STREAMS: u64 = 1 << 62;
+/// Streams of a part: passes through it.
+const PASSES: u64 = 1 << 40;
+
+/// Sequences of a fixed length, of one stream of packed documents or of several parts.
 ///
-/// Sequence `i` is the tokens `i·S .. (i+1)·S` of the stream. The last one is padded; it is left
-/// out when nothing in it can be learnt from.
+/// An epoch holds as many sequences as there are. Of one stream it holds each of them once. Of a
+/// mix, each part has its share of every epoch: it is walked through in a seeded order of its own,
+/// and where an epoch ends within it the next one goes on. A part that is short for its share comes
+/// several times in an epoch, and one that is long for it takes several epochs.
 #[derive(Clone, Debug)]
 pub struct Split {
-    /// All tokens, in order.
-    tokens: Vec<u32>,
-    /// Where each document begins in `tokens`, ascending; the first is 0.
-    document_starts: Vec<usize>,
-    sequence_length: usize,
-    pad: u32,
-    sequences: usize,
-    valid_tokens: usize,
+    /// At least one.
+    parts: Vec<Packed>,
+    /// Part and index of each sequence; all in order where there is one part.
+    listed: Vec<(u32, u32)>,
+    /// Sequences of each part in an epoch; empty: each listed one once.
+    quotas: Vec<usize>,
     fingerprint: String,
 }
 
 impl Split {
-    /// `document_starts`: ascending, distinct, from 0, each below `tokens.len()`.
-    pub(crate) fn new(
-        tokens: Vec<u32>,
-        document_starts: Vec<usize>,
-        sequence_length: usize,
-        pad: u32,
-    ) -> Self {
-        debug_assert!(document_starts.is_sorted_by(|a, b| a < b));
-        debug_assert!(document_starts.last().is_none_or(|&last| last < tokens.len()));
-        debug_assert_eq!(document_starts.first().copied(), (!tokens.is_empty()).then_some(0));
-        let fingerprint = fingerprint(&tokens, &document_starts, sequence_length, pad);
-        // Every token but the last of each document has its successor as label.
-        let valid_tokens = tokens.len() - document_starts.len();
-        let mut split = Self {
-            sequences: tokens.len().div_ceil(sequence_length),
-            tokens,
-            document_starts,
-            sequence_length,
-            pad,
-            valid_tokens,
-            fingerprint,
+    /// One stream.
+    pub(crate) fn one(packed: Packed) -> Self {
+        let listed = (0..packed.len() as u32).map(|index| (0, index)).collect();
+        let fingerprint = packed.fingerprint().to_owned();
+        Self { parts: vec![packed], listed, quotas: Vec::new(), fingerprint }
+    }
+
+    /// A mix of parts, none of them empty, with their weights, for training: all sequences are
+    /// listed part by part, and epochs hold them by their weights.
+    pub(crate) fn mixed(parts: Vec<Packed>, weights: &[f64]) -> Self {
+        debug_assert!(parts.len() == weights.len() && parts.iter().all(|part| part.len() > 0));
+        let list = |(p, part): (usize, &Packed)| {
+            (0..part.len() as u32).map(move |index| (p as u32, index)).collect::<Vec<_>>()
         };
-        if split.sequences > 0 && split.batch(&[split.sequences - 1]).valid_tokens() == 0 {
-            split.sequences -= 1;
+        let listed: Vec<(u32, u32)> = parts.iter().enumerate().flat_map(list).collect();
+        let quotas = quotas(weights, listed.len());
+        let fingerprint = fingerprint("mixed", &parts, weights);
+        Self { parts, listed, quotas, fingerprint }
+    }
+
+    /// The same for measuring: the first sequences, however many, hold the parts by their weights.
+    /// The list ends where a part does.
+    pub(crate) fn interleaved(parts: Vec<Packed>, weights: &[f64]) -> Self {
+        debug_assert!(parts.len() == weights.len() && parts.iter().all(|part| part.len() > 0));
+        let mut taken = vec![0; parts.len()];
+        let mut listed = Vec::new();
+        loop {
+            // The part that is furthest behind its share.
+            let behind = |p: usize| (taken[p] as f64 + 0.5) / weights[p];
+            let next = (0..parts.len()).min_by(|&a, &b| behind(a).total_cmp(&behind(b)));
+            match next.filter(|&p| taken[p] < parts[p].len()) {
+                Some(p) => {
+                    listed.push((p as u32, taken[p] as u32));
+                    taken[p] += 1;
+                }
+                None => break,
+            }
         }
-        split
+        let fingerprint = fingerprint("interleaved", &parts, weights);
+        Self { parts, listed, quotas: Vec::new(), fingerprint }
     }
 
     /// Number of sequences.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.sequences
+        self.listed.len()
     }
 
     /// Whether there is no sequence at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.sequences == 0
+        self.listed.is_empty()
     }
 
     /// Positions a sequence, `S`.
     #[must_use]
     pub fn sequence_length(&self) -> usize {
-        self.sequence_length
+        self.parts[0].sequence_length()
     }
 
     /// Tokens of text, end-of-sequence tokens included, padding not.
     #[must_use]
     pub fn tokens(&self) -> usize {
-        self.tokens.len()
+        self.parts.iter().map(Packed::tokens).sum()
     }
 
     /// Documents, or parts of documents where the split cut one.
     #[must_use]
     pub fn documents(&self) -> usize {
-        self.document_starts.len()
+        self.parts.iter().map(Packed::documents).sum()
     }
 
-    /// Positions that the loss counts in one epoch.
+    /// Positions that the loss counts when each sequence is read once.
     #[must_use]
     pub fn valid_tokens(&self) -> usize {
-        self.valid_tokens
+        let all: usize = self.parts.iter().map(Packed::len).sum();
+        if all == self.len() {
+            return self.parts.iter().map(Packed::valid_tokens).sum();
+        }
+        let valid =
+            |&(p, index): &(u32, u32)| self.parts[p as usize].valid_tokens_of(index as usize);
+        self.listed.iter().map(valid).sum()
     }
 
-    /// A hash of the tokens and of how they are cut; two splits with the same one give the same
-    /// batches.
+    /// Sequences of each part, and how many of them an epoch holds.
+    #[must_use]
+    pub fn parts(&self) -> Vec<(usize, usize)> {
+        let sequences = self.parts.iter().map(Packed::len);
+        match self.quotas.is_empty() {
+            true => sequences.map(|n| (n, n)).collect(),
+            false => sequences.zip(self.quotas.iter().copied()).collect(),
+        }
+    }
+
+    /// A hash of the tokens and of how they are cut and mixed; two splits with the same one give the
+    /// same batches.
     #[must_use]
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
@@ -112,7 +148,7 @@ impl Split {
     /// If an index is not below [`Split::len`].
     #[must_use]
     pub fn batch(&self, indices: &[usize]) -> Batch {
-        let mut batch = Batch::with_capacity(indices.len(), self.sequence_length);
+        let mut batch = Batch::with_capacity(indices.len(), self.sequence_length());
         for &index in indices {
             self.append(index, &mut batch);
         }
@@ -130,7 +166,7 @@ impl Split {
     /// # Errors
     /// [`DataError::CursorMismatch`] if it was saved over other data.
     pub fn resume(&self, saved: Cursor) -> Result<Cursor, DataError> {
-        if saved.split == self.fingerprint && saved.index <= self.sequences as u64 {
+        if saved.split == self.fingerprint && saved.index <= self.len() as u64 {
             Ok(saved)
         } else {
             Err(DataError::CursorMismatch { saved: saved.split, actual: self.fingerprint.clone() })
@@ -146,9 +182,9 @@ impl Split {
         assert!(!self.is_empty(), "an empty split has no batch");
         assert!(batch_size > 0, "a batch has at least one sequence");
         assert_eq!(cursor.split, self.fingerprint, "the cursor was made by another split");
-        let mut batch = Batch::with_capacity(batch_size, self.sequence_length);
+        let mut batch = Batch::with_capacity(batch_size, self.sequence_length());
         while batch.batch < batch_size {
-            if cursor.index >= self.sequences as u64 {
+            if cursor.index >= self.len() as u64 {
                 cursor.epoch += 1;
                 cursor.index = 0;
             }
@@ -162,61 +198,62 @@ impl Split {
     fn order<'c>(&self, cursor: &'c mut Cursor) -> &'c [u32] {
         let (seed, epoch) = (cursor.seed, cursor.epoch);
         if cursor.order.as_ref().is_none_or(|order| order.epoch != epoch) {
-            let sequences = SplitMix64::new(seed, epoch).permutation(self.sequences);
+            let mut sequences = SplitMix64::new(seed, epoch).permutation(self.len());
+            if !self.quotas.is_empty() {
+                let chosen = self.chosen(seed, epoch);
+                sequences.iter_mut().for_each(|at| *at = chosen[*at as usize]);
+            }
             cursor.order = Some(Order { epoch, sequences });
         }
         cursor.order.as_ref().map_or(&[], |order| &order.sequences)
     }
 
-    /// Appends sequence `index` as one more row.
-    fn append(&self, index: usize, batch: &mut Batch) {
-        assert!(index < self.sequences, "sequence {index} of {}", self.sequences);
-        let start = index * self.sequence_length;
-        let end = (start + self.sequence_length).min(self.tokens.len());
-        // The document that holds `start`, and where the one behind it begins.
-        let mut next_document = self.document_starts.partition_point(|&begin| begin <= start);
-        let mut next_start = self.document_start(next_document);
-        let (mut document, mut position) = (0, 0);
-        for t in start..end {
-            if t == next_start {
-                next_document += 1;
-                next_start = self.document_start(next_document);
-                document += 1;
-                position = 0;
+    /// The sequences of an epoch of a mix, part by part: where each part's walk has come to.
+    fn chosen(&self, seed: u64, epoch: u64) -> Vec<u32> {
+        let mut chosen = Vec::with_capacity(self.len());
+        let mut first = 0;
+        for (p, (part, &quota)) in (0_u64..).zip(self.parts.iter().zip(&self.quotas)) {
+            let (mut at, count) = (epoch * quota as u64, part.len() as u64);
+            let end = at + quota as u64;
+            while at < end {
+                let (pass, from) = (at / count, at % count);
+                let to = count.min(from + end - at);
+                let stream = PART_STREAMS + p * PASSES + pass;
+                let order = SplitMix64::new(seed, stream).permutation(part.len());
+                chosen.extend(order[from as usize..to as usize].iter().map(|index| first + index));
+                at += to - from;
             }
-            batch.input_ids.push(self.tokens[t]);
-            batch.labels.push(self.tokens.get(t + 1).copied().unwrap_or(self.pad));
-            batch.loss_mask.push(t + 1 < next_start);
-            batch.document_ids.push(document);
-            batch.position_ids.push(position);
-            position += 1;
+            first += count as u32;
         }
-        for padding in 0..(start + self.sequence_length - end) as u32 {
-            batch.input_ids.push(self.pad);
-            batch.labels.push(self.pad);
-            batch.loss_mask.push(false);
-            batch.document_ids.push(document + 1);
-            batch.position_ids.push(padding);
-        }
-        batch.batch += 1;
+        chosen
     }
 
-    /// Where a document begins; the end of the stream behind the last one.
-    fn document_start(&self, document: usize) -> usize {
-        self.document_starts.get(document).copied().unwrap_or(self.tokens.len())
+    /// Appends sequence `index` as one more row.
+    fn append(&self, index: usize, batch: &mut Batch) {
+        assert!(index < self.len(), "sequence {index} of {}", self.len());
+        let (part, index) = self.listed[index];
+        self.parts[part as usize].append(index as usize, batch);
     }
 }
 
-fn fingerprint(tokens: &[u32], starts: &[usize], sequence_length: usize, pad: u32) -> String {
+/// `total` divided by weights, to whole numbers: the largest remainders are rounded up.
+fn quotas(weights: &[f64], total: usize) -> Vec<usize> {
+    let sum: f64 = weights.iter().sum();
+    let exact: Vec<f64> = weights.iter().map(|weight| weight / sum * total as f64).collect();
+    let mut quotas: Vec<usize> = exact.iter().map(|share| *share as usize).collect();
+    let mut order: Vec<usize> = (0..weights.len()).collect();
+    order.sort_by(|&a, &b| exact[b].fract().total_cmp(&exact[a].fract()));
+    let left = total.saturating_sub(quotas.iter().sum());
+    order.into_iter().take(left).for_each(|part| quotas[part] += 1);
+    quotas
+}
+
+fn fingerprint(kind: &str, parts: &[Packed], weights: &[f64]) -> String {
     let mut hash = Sha256::new();
-    hash.update((sequence_length as u64).to_le_bytes());
-    hash.update(pad.to_le_bytes());
-    hash.update((tokens.len() as u64).to_le_bytes());
-    for token in tokens {
-        hash.update(token.to_le_bytes());
-    }
-    for &start in starts {
-        hash.update((start as u64).to_le_bytes());
+    hash.update(kind);
+    for (part, weight) in parts.iter().zip(weights) {
+        hash.update(part.fingerprint());
+        hash.update(weight.to_le_bytes());
     }
     hex(&hash.finalize())
 }
@@ -237,7 +274,7 @@ mod tests {
             starts.push(tokens.len());
             tokens.extend(document);
         }
-        Split::new(tokens, starts, sequence_length, PAD)
+        Split::one(Packed::new(tokens, starts, sequence_length, PAD))
     }
 
     /// Packing as its definition reads: one list of (token, document), cut and padded, each
@@ -351,6 +388,87 @@ mod tests {
             }
             prop_assert_eq!(cursor, uninterrupted);
         }
+    }
+
+    /// One document of so many sequences of 4 tokens, which begin with `1000 · part + number`.
+    fn part(part: u32, sequences: u32) -> Packed {
+        let tokens = (0..sequences).flat_map(|n| [1000 * part + n, 7, 7, 7]).collect();
+        Packed::new(tokens, vec![0], 4, PAD)
+    }
+
+    fn firsts(batch: &Batch) -> Vec<u32> {
+        batch.input_ids.chunks(4).map(|row| row[0]).collect()
+    }
+
+    /// How often each part comes in a list of first tokens.
+    fn count(firsts: &[u32]) -> [usize; 3] {
+        [0, 1, 2].map(|part| firsts.iter().filter(|&&first| first / 1000 == part).count())
+    }
+
+    const WEIGHTS: [f64; 3] = [1.0, 1.0, 2.5];
+
+    fn mix() -> Split {
+        Split::mixed(vec![part(0, 100), part(1, 7), part(2, 793)], &WEIGHTS)
+    }
+
+    #[test]
+    fn every_epoch_of_a_mix_holds_each_part_by_its_weight() {
+        let split = mix();
+        assert_eq!((split.len(), split.tokens()), (900, 3600));
+        assert_eq!(split.parts(), [(100, 200), (7, 200), (793, 500)]);
+        let mut cursor = split.cursor(5);
+        let mut long = Vec::new();
+        for epoch in 0..4 {
+            let firsts = firsts(&split.next_batch(&mut cursor, 900));
+            assert_eq!(count(&firsts), [200, 200, 500], "epoch {epoch}");
+            // A short part comes as evenly as it can.
+            for n in 0..7 {
+                let times = firsts.iter().filter(|&&first| first == 1000 + n).count();
+                assert!((27..=30).contains(&times), "{times}");
+            }
+            assert!((0..100).all(|n| firsts.iter().filter(|&&first| first == n).count() == 2));
+            // The parts stand among each other, not behind each other.
+            assert!(count(&firsts[..90]).into_iter().all(|part| part > 5), "{firsts:?}");
+            long.extend(firsts.into_iter().filter(|first| *first >= 2000));
+        }
+        // A long part is read to its end before anything of it comes again.
+        let times = |n: u32| long.iter().filter(|&&first| first == 2000 + n).count();
+        assert!((0..793).all(|n| (2..=3).contains(&times(n))), "2000 of 793");
+        let once = long[..500].iter().collect::<std::collections::BTreeSet<_>>();
+        assert_eq!(once.len(), 500);
+    }
+
+    #[test]
+    fn a_restored_cursor_of_a_mix_gives_the_same_batches() {
+        let split = mix();
+        let mut uninterrupted = split.cursor(9);
+        let mut cursor = split.cursor(9);
+        for _ in 0..40 {
+            let expected = split.next_batch(&mut uninterrupted, 53);
+            cursor = mix()
+                .resume(serde_json::from_str(&serde_json::to_string(&cursor).unwrap()).unwrap())
+                .unwrap();
+            assert_eq!(split.next_batch(&mut cursor, 53), expected);
+        }
+        let other = Split::mixed(vec![part(0, 100), part(1, 7), part(2, 793)], &[1.0, 1.0, 2.0]);
+        assert!(other.resume(cursor).is_err(), "other weights are other data");
+    }
+
+    #[test]
+    fn any_number_of_first_sequences_to_measure_on_holds_the_parts_by_their_weights() {
+        let split = Split::interleaved(vec![part(0, 30), part(1, 30), part(2, 50)], &WEIGHTS);
+        let firsts = firsts(&split.batch(&(0..split.len()).collect::<Vec<_>>()));
+        for n in 1..=firsts.len() {
+            for (count, weight) in count(&firsts[..n]).into_iter().zip(WEIGHTS) {
+                let share = weight / WEIGHTS.iter().sum::<f64>() * n as f64;
+                assert!((count as f64 - share).abs() <= 1.0, "{n}: {count} of {share}");
+            }
+        }
+        // The third part ends first, and the list with it.
+        assert_eq!(count(&firsts)[2], 50);
+        assert!((88..=92).contains(&split.len()), "{}", split.len());
+        let valid: usize = (0..split.len()).map(|i| split.batch(&[i]).valid_tokens()).sum();
+        assert_eq!(split.valid_tokens(), valid);
     }
 
     #[test]

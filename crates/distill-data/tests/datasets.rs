@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use distill_data::{
-    DataError, Dataset, PackingOptions, Source, SourceOptions, SpecialTokens, SplitRule,
+    DataError, Dataset, PackingOptions, Part, Source, SourceOptions, SpecialTokens, SplitRule,
     TextTokenizer, documents, preview,
 };
 use parquet::basic::Compression;
@@ -227,4 +227,51 @@ fn a_preview_shows_every_token_and_what_is_not_counted() {
            |[<|pad|>]|\n\
          6 of 9 positions are counted\n"
     );
+}
+
+#[test]
+fn each_part_is_split_by_itself_and_tokens_stay_as_they_are() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lines.txt");
+    let words = ["cat", "mat", "sat", "the", "on"];
+    let line = |i: usize| (0..8).map(|j| words[(i + i * i * j) % 5].to_owned() + " ").collect();
+    fs::write(&path, (0..60).map(line).collect::<Vec<String>>().join("\n")).unwrap();
+    let tokenizer = tokenizer();
+    let options = SourceOptions { document_separator: Some("\n".into()), ..Default::default() };
+    let sources = Source::resolve(&path.to_string_lossy(), &options).unwrap();
+    // Documents that no tokenizer would make of a text, and that end with no particular token.
+    let documents: Vec<Vec<u32>> = (0..40).map(|i| vec![5 + i % 3, 5, 6, 7, 8 + i]).collect();
+    let parts = |weights: [f64; 2]| {
+        let text = Part {
+            name: "text".into(),
+            sources: sources.clone(),
+            weight: weights[0],
+            ..Part::default()
+        };
+        let drawn = Part {
+            name: "drawn".into(),
+            documents: documents.clone(),
+            weight: weights[1],
+            ..Part::default()
+        };
+        vec![text, drawn]
+    };
+    let packing = PackingOptions { sequence_length: 10, held_out_fraction: 0.2, seed: 3 };
+    let dataset = Dataset::mixed(&tokenizer, parts([1.0, 3.0]), &packing, &mut |_| {}).unwrap();
+    assert_eq!(dataset.read.documents, 100);
+    let [(_, text), (drawn, of_epoch)] = dataset.train.parts()[..] else { panic!("two parts") };
+    // 32 of 40 documents of 5 tokens.
+    assert_eq!((drawn, text + of_epoch), (16, dataset.train.len()));
+    assert!((3 * text).abs_diff(of_epoch) <= 3, "{text} and {of_epoch}");
+    // Held out of both: of the drawn all 4 sequences, and of the text one for three of them.
+    assert_eq!(dataset.held_out.len(), 6);
+    let held: Vec<u32> = dataset.held_out.batch(&[0, 1, 2, 3, 4, 5]).input_ids;
+    let drawn: Vec<&[u32]> = held.chunks(10).filter(|row| row[1..4] == [5, 6, 7]).collect();
+    assert_eq!(drawn.len(), 4, "{held:?}");
+    assert!(drawn.iter().all(|row| documents.iter().any(|document| document[..] == row[..5])));
+
+    let mut short = parts([1.0, 1.0]);
+    short[1].documents.truncate(1);
+    let error = Dataset::mixed(&tokenizer, short, &packing, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.starts_with("drawn, which has a weight of its own: "), "{error}");
 }

@@ -1,4 +1,4 @@
-//! Every buffer of a session with its shape, allocated when the session is created and never after.
+//! Every buffer of an engine with its shape, allocated when it is created and never after.
 //!
 //! T stands for [`TILE`], the tokens computed together.
 
@@ -9,7 +9,7 @@ use distill_quant::packed::ROWS;
 
 /// Tokens computed together in prefill: a weight is read from memory once for all of them.
 pub(crate) const TILE: usize = 128;
-/// Tokens whose logits are computed together; a row of logits is long.
+/// Tokens of one sequence whose logits are computed together; a row of logits is long.
 pub(crate) const HEAD_TILE: usize = 16;
 /// Groups of weight rows computed together, before their results are used.
 pub(crate) const PANEL: usize = 4;
@@ -55,7 +55,7 @@ impl Inputs {
     }
 }
 
-/// What the threads of a session write for each other.
+/// What the threads of an engine write for each other.
 #[derive(Debug)]
 pub(crate) struct Board {
     /// Residual stream, `[T, hidden]`.
@@ -74,12 +74,12 @@ pub(crate) struct Board {
     pub mixed: Shared<f32>,
     /// silu(gate) · up, `[T, feed_forward]`.
     pub feed_forward: Shared<f32>,
-    /// `[HEAD_TILE, vocab]`.
+    /// Of tokens whose logits are computed together, `[head_tile, vocab]`.
     pub logits: Shared<f32>,
 }
 
 impl Board {
-    pub fn new(config: &Config, context: usize, integer: bool) -> Self {
+    pub fn new(config: &Config, context: usize, integer: bool, head_tile: usize) -> Self {
         let queries = config.heads * config.head_dim;
         let chunks = context.div_ceil(CHUNK);
         Self {
@@ -91,19 +91,19 @@ impl Board {
             totals: Shared::new(vec![Total::default(); chunks * config.heads]),
             mixed: Shared::new(vec![0.0; chunks * queries]),
             feed_forward: Shared::new(vec![0.0; TILE * config.feed_forward]),
-            logits: Shared::new(vec![0.0; HEAD_TILE * config.vocab_size]),
+            logits: Shared::new(vec![0.0; head_tile * config.vocab_size]),
         }
     }
 
     /// What [`Board::new`] allocates.
-    pub fn bytes(config: &Config, context: usize, integer: bool) -> u128 {
+    pub fn bytes(config: &Config, context: usize, integer: bool, head_tile: usize) -> u128 {
         let Config { hidden_size, feed_forward, heads, head_dim, vocab_size, .. } = *config;
         let queries = (heads * head_dim) as u128;
         let chunks = context.div_ceil(CHUNK) as u128;
         let tile =
             TILE as u128 * (4 * (hidden_size + head_dim + feed_forward) as u128 + 8 * queries);
         let attention = chunks * (size_of::<Total>() as u128 * heads as u128 + 4 * queries);
-        let logits = 4 * HEAD_TILE as u128 * vocab_size as u128;
+        let logits = 4 * head_tile as u128 * vocab_size as u128;
         tile + Inputs::bytes(config, TILE, integer) + attention + logits
     }
 }

@@ -113,7 +113,7 @@ enum Store {
     Q8_0(Shared<i8>),
 }
 
-/// The cache of a session.
+/// The cache of a sequence.
 #[derive(Debug)]
 pub(crate) struct Cache {
     store: Store,

@@ -1,5 +1,7 @@
-//! The forward pass of one thread. Every thread of a session runs [`Worker::run`] with the same job;
-//! barriers hand what stands on the [`Board`] from its writers to its readers.
+//! The forward pass of one thread. Every thread of an engine runs [`Worker::run`] with the same job;
+//! barriers hand what stands on the [`Board`] from its writers to its readers. A tile of tokens is
+//! a piece of one sequence or one token of each of many: only where keys and values lie, and which
+//! of them a token sees, depends on that.
 //!
 //! ```text
 //! residual = embedding[token]                                  its tokens          — barrier
@@ -14,6 +16,7 @@
 //!   input = quantise(feed_forward)                             *
 //!   residual += down(input)                                    its rows            — barrier
 //! logits = head(quantise(rms_norm(residual)))                  its rows            — barrier
+//! the next token of each sequence, where asked for             its tokens          — barrier
 //! ```
 //! *: for a single token each thread makes the whole input itself, which costs less than a
 //! barrier; of several tokens each thread makes its share, and a barrier follows.
@@ -21,7 +24,7 @@
 #![allow(unsafe_code)]
 
 use std::ops::Range;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::buffers::{AttentionScratch, Board, PANEL, QUERY_TILE, Scratch, TILE};
 use crate::cache::{Cache, Part};
@@ -29,35 +32,55 @@ use crate::kernels::{BLOCK, CHUNK, Codes, Queries, Total, merge};
 use crate::model::{Activations, Inner};
 use crate::plan::{share, within};
 use crate::rope;
+use crate::sampler::{Choice, Sampler};
 use crate::team::Team;
 use crate::trace::{LinearInput, Trace};
 use crate::weights::{Layer, Matrix, Place, Storage};
 use distill_quant::packed::{Packed, ROWS};
 
-/// What the threads of a session share.
+/// What the threads of an engine share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub model: Arc<Inner>,
     pub team: Team,
     pub board: Board,
-    pub cache: Cache,
+    /// One for each sequence.
+    pub caches: Vec<Cache>,
     /// See [`rope::frequencies`].
     pub frequencies: Vec<f64>,
     /// What to do next.
     pub job: RwLock<Job>,
+    /// One for each sequence, or none. Whichever thread draws locks it, and nobody else then.
+    pub draws: Vec<Mutex<Draw>>,
+}
+
+/// A token of a tile.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    pub token: u32,
+    pub sequence: usize,
+    /// In the sequence.
+    pub position: usize,
+}
+
+/// What a sequence draws its tokens with, and the last one.
+#[derive(Debug, Default)]
+pub(crate) struct Draw {
+    pub sampler: Option<Sampler>,
+    pub choice: Choice,
 }
 
 /// One run of all threads.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Job {
-    /// Tokens to run through the layers, at most [`TILE`], from `position`. They stay in the
-    /// residual buffer for later jobs with a head only.
-    pub tokens: Vec<u32>,
-    pub position: usize,
-    /// Tokens of the last run layers whose logits to compute, at most
-    /// [`HEAD_TILE`](crate::buffers::HEAD_TILE).
+    /// Tokens to run through the layers, at most [`TILE`]; those of a sequence stand together and
+    /// follow each other. They stay in the residual buffer for later jobs with a head only.
+    pub rows: Vec<Row>,
+    /// Tokens of the last run layers whose logits to compute, as many as the board has room for.
     pub head: Range<usize>,
-    /// No work: the session ends.
+    /// Draw the token after each of `head`, which are all rows.
+    pub draw: bool,
+    /// No work: the engine ends.
     pub stop: bool,
 }
 
@@ -69,6 +92,11 @@ pub(crate) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 /// Locks for writing, likewise.
 pub(crate) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Locks, likewise.
+pub(crate) fn lock<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One thread's view.
@@ -94,13 +122,15 @@ impl Worker {
             index: self.index,
             threads: shared.team.size(),
             scratch: &mut self.scratch,
-            position: job.position,
-            tokens: job.tokens.len(),
+            rows: &job.rows,
+            position: self.position,
+            tokens: job.rows.len(),
             trace,
         };
-        if !job.tokens.is_empty() {
-            self.position = job.position;
-            pass.embed(&job.tokens);
+        if let Some(first) = job.rows.first() {
+            self.position = first.position;
+            pass.position = first.position;
+            pass.embed();
             for (l, layer) in shared.model.weights.layers.iter().enumerate() {
                 pass.project_attention(l, layer);
                 pass.attend(l);
@@ -110,8 +140,10 @@ impl Worker {
             }
         }
         if !job.head.is_empty() {
-            pass.position = self.position;
             pass.head(job.head.clone());
+        }
+        if job.draw {
+            pass.draw();
         }
     }
 
@@ -140,7 +172,9 @@ struct Pass<'a, 't> {
     index: usize,
     threads: usize,
     scratch: &'a mut Scratch,
-    /// The position of the first token of the tile.
+    /// The tile.
+    rows: &'a [Row],
+    /// The position of its first token, or of the last tile's if there is none.
     position: usize,
     /// Tokens of the tile.
     tokens: usize,
@@ -157,9 +191,10 @@ impl Pass<'_, '_> {
     }
 
     /// Puts the embeddings and the rotations of the tile on the board.
-    fn embed(&mut self, tokens: &[u32]) {
+    fn embed(&mut self) {
         let (hidden, pairs) = (self.model.config.hidden_size, self.shared.frequencies.len());
-        for t in self.share(tokens.len()) {
+        for t in self.share(self.tokens) {
+            let Row { token, position, .. } = self.rows[t];
             // SAFETY: this thread's tokens.
             let (row, rotation) = unsafe {
                 (
@@ -167,8 +202,8 @@ impl Pass<'_, '_> {
                     self.board.rotation.write(t * pairs..(t + 1) * pairs),
                 )
             };
-            embedding(self.model, tokens[t] as usize, row);
-            rope::rotation_at(self.position + t, &self.shared.frequencies, rotation);
+            embedding(self.model, token as usize, row);
+            rope::rotation_at(position, &self.shared.frequencies, rotation);
         }
         self.barrier();
     }
@@ -183,7 +218,7 @@ impl Pass<'_, '_> {
         let pairs = head_dim / 2;
         let matrices = [&layer.query, &layer.key, &layer.value];
         // What the cache stores together is not divided among threads, nor among panels.
-        let together = self.shared.cache.kv().block().div_ceil(ROWS);
+        let together = self.shared.caches[0].kv().block().div_ceil(ROWS);
         let groups: usize = matrices.iter().map(|m| m.groups()).sum();
         let mine = self.share(groups.div_ceil(together));
         let mine = mine.start * together..groups.min(mine.end * together);
@@ -194,8 +229,8 @@ impl Pass<'_, '_> {
             for panel in panels(groups) {
                 self.multiply(matrix, panel.clone(), tokens, 0);
                 let rows = matrix.rows_of(&panel);
-                let results = self.scratch.panels[0].chunks_exact_mut(PANEL * ROWS).take(tokens);
-                for (t, result) in results.enumerate() {
+                let results = self.scratch.panels[0].chunks_exact_mut(PANEL * ROWS);
+                for (t, (token, result)) in self.rows.iter().zip(results).enumerate() {
                     let result = &mut result[..rows.len()];
                     if kind < 2 {
                         // SAFETY: written before the barrier of `embed`.
@@ -210,10 +245,10 @@ impl Pass<'_, '_> {
                                 .query
                                 .write(t * columns + rows.start..t * columns + rows.end)
                                 .copy_from_slice(result),
-                            _ => self.shared.cache.write(
+                            _ => self.shared.caches[token.sequence].write(
                                 if kind == 1 { Part::Key } else { Part::Value },
                                 l,
-                                self.position + t,
+                                token.position,
                                 rows.start,
                                 result,
                                 model.kernels,
@@ -227,17 +262,23 @@ impl Pass<'_, '_> {
     }
 
     /// Attention of the tile's queries. A single token's tasks are the chunks of each kv head;
-    /// several tokens' are tiles of queries of each kv head, over all chunks.
+    /// several tokens' are tiles of queries of each sequence and kv head, over all chunks.
     fn attend(&mut self, l: usize) {
         if self.tokens == 1 {
             self.attend_chunks(l);
         } else {
-            let kv_heads = self.model.config.kv_heads;
-            let tiles = self.tokens.div_ceil(QUERY_TILE);
-            for task in (self.index..kv_heads * tiles).step_by(self.threads) {
-                let first = task / kv_heads * QUERY_TILE;
-                let tokens = first..(first + QUERY_TILE).min(self.tokens);
-                self.attend_tile(l, task % kv_heads, tokens);
+            let (mut task, mut start) = (0, 0);
+            for rows in self.rows.chunk_by(|a, b| a.sequence == b.sequence) {
+                let end = start + rows.len();
+                for first in (start..end).step_by(QUERY_TILE) {
+                    for head in 0..self.model.config.kv_heads {
+                        if task % self.threads == self.index {
+                            self.attend_tile(l, head, first..end.min(first + QUERY_TILE));
+                        }
+                        task += 1;
+                    }
+                }
+                start = end;
             }
         }
         self.barrier();
@@ -268,11 +309,13 @@ impl Pass<'_, '_> {
                         .mixed
                         .write(task * heads * head_dim..(task + 1) * heads * head_dim),
                 };
-                self.shared.cache.attend(l, head, chunk, seen, queries, self.model.kernels);
+                let cache = &self.shared.caches[self.rows[0].sequence];
+                cache.attend(l, head, chunk, seen, queries, self.model.kernels);
             }
         }
     }
 
+    /// Attention of some tokens of one sequence.
     fn attend_tile(&mut self, l: usize, head: usize, tokens: Range<usize>) {
         let config = &self.model.config;
         let (head_dim, heads) = (config.head_dim, config.heads / config.kv_heads);
@@ -284,14 +327,15 @@ impl Pass<'_, '_> {
             // SAFETY: written before the last barrier.
             query.copy_from_slice(unsafe { self.board.query.read(from..from + width) });
         }
-        let end = self.position + tokens.end;
+        let Row { sequence, position, .. } = self.rows[tokens.start];
+        let end = position + tokens.len();
         for first in (0..end).step_by(CHUNK) {
             // The tokens before the chunk do not see it.
-            let blind = first.saturating_sub(self.position + tokens.start);
+            let blind = first.saturating_sub(position);
             let (sees, positions) = (tokens.start + blind..tokens.end, CHUNK.min(end - first));
             let (skip, count) = (blind * heads, sees.len() * heads);
             for (t, seen) in sees.zip(seen.chunks_exact_mut(heads)) {
-                seen.fill((self.position + t + 1 - first).min(CHUNK) as u32);
+                seen.fill((self.rows[t].position + 1 - first).min(CHUNK) as u32);
             }
             let queries = Queries {
                 queries: &queries[skip * head_dim..(skip + count) * head_dim],
@@ -303,8 +347,8 @@ impl Pass<'_, '_> {
             };
             // SAFETY: the cache was written before the last barrier.
             unsafe {
-                let chunk = first / CHUNK;
-                self.shared.cache.attend(l, head, chunk, positions, queries, self.model.kernels);
+                let (cache, chunk) = (&self.shared.caches[sequence], first / CHUNK);
+                cache.attend(l, head, chunk, positions, queries, self.model.kernels);
             }
             let all =
                 all_totals[skip..].iter_mut().zip(all_mixed.chunks_exact_mut(head_dim).skip(skip));
@@ -433,6 +477,20 @@ impl Pass<'_, '_> {
                     self.board.logits.write(t * vocab + rows.start..t * vocab + rows.end)
                 };
                 logits.copy_from_slice(&result[..rows.len()]);
+            }
+        }
+        self.barrier();
+    }
+
+    /// Draws the token after each of this thread's rows, whose logits are all on the board.
+    fn draw(&mut self) {
+        let vocab = self.model.config.vocab_size;
+        for t in self.share(self.tokens) {
+            // SAFETY: written before the last barrier.
+            let logits = unsafe { self.board.logits.read(t * vocab..(t + 1) * vocab) };
+            let Draw { sampler, choice } = &mut *lock(&self.shared.draws[self.rows[t].sequence]);
+            if let Some(sampler) = sampler {
+                *choice = sampler.choose(logits);
             }
         }
         self.barrier();

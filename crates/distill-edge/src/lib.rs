@@ -21,6 +21,8 @@
 //!   picks the kernels of this CPU.
 //! - [`Session`] holds one sequence: its key-value cache, its buffers and its threads. Nothing is
 //!   allocated after it is created, except what a caller's own closure does.
+//! - [`Batch`] holds many sequences and decodes a token of each in one pass; [`Texts`] generates with
+//!   it, each text as if it were alone.
 //! - [`Tokenizer`], [`Sampler`] and [`generate`](generate()) turn logits into text.
 //! - [`bench`](mod@bench) times prefill and decode; [`predict`] says what a device will do.
 //!
@@ -28,9 +30,11 @@
 //! and for every kernel set.
 
 mod arena;
+mod batch;
 mod buffers;
 mod cache;
 mod config;
+mod engine;
 mod error;
 mod forward;
 mod generate;
@@ -44,6 +48,7 @@ mod session;
 mod shared;
 mod state;
 mod team;
+mod texts;
 mod tokenizer;
 mod trace;
 mod weights;
@@ -51,13 +56,15 @@ mod weights;
 pub mod bench;
 pub mod predict;
 
+pub use batch::{Batch, BatchOptions};
 pub use cache::KvType;
 pub use config::Config;
 pub use error::EdgeError;
 pub use generate::{Generation, StopReason, generate};
 pub use model::{Activations, KernelChoice, LoadOptions, Model};
-pub use sampler::{Sampler, SamplerOptions, argmax};
+pub use sampler::{Choice, Sampler, SamplerOptions, argmax};
 pub use session::{Session, SessionOptions};
+pub use texts::{Generated, Request, Texts};
 pub use tokenizer::{
     PreTokenizer, StoredTensor, StoredVocabulary, TokenKind, Tokenizer, Utf8Stream,
 };

@@ -12,7 +12,7 @@ use distill_gguf::GgmlType;
 use distill_quant::packed::ROWS;
 
 use crate::KvType;
-use crate::buffers::{Board, Scratch, TILE};
+use crate::buffers::{Board, HEAD_TILE, Scratch, TILE};
 use crate::cache::Cache;
 use crate::config::Config;
 
@@ -121,7 +121,7 @@ impl Sizes {
     /// Bytes of everything besides weights and cache: the buffers of a session on `threads`
     /// threads, the tokenizer, the program.
     pub fn other_bytes(&self, context: usize, threads: usize) -> u64 {
-        let buffers = Board::bytes(&self.config, context, self.integer)
+        let buffers = Board::bytes(&self.config, context, self.integer, HEAD_TILE)
             + Scratch::bytes(&self.config, self.integer) * threads as u128;
         let vocabulary = VOCABULARY_BYTES * self.config.vocab_size as u64;
         clamped(buffers) + vocabulary + PROGRAM_BYTES

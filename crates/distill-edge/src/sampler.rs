@@ -2,9 +2,14 @@
 //!
 //! Order, as in the field's training libraries: temperature, then top-k, then top-p, then min-p,
 //! then one draw. Temperature 0 is greedy and draws nothing.
+//!
+//! A vocabulary is long, and most of it hopeless: nothing here is kept for every token. Weights are
+//! summed in runs of 64 tokens; a draw finds its run by the sums and weighs that run again. Where
+//! a cut leaves few tokens, a bound on their logits leaves out the others before any are ranked.
 
 use std::collections::BinaryHeap;
 
+use crate::kernels::exponential::{LEAST, LN_2_HIGH, LN_2_LOW, TAYLOR};
 use crate::ranked::Ranked;
 
 /// How to choose the next token.
@@ -29,103 +34,214 @@ impl Default for SamplerOptions {
     }
 }
 
+/// A token that was chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Choice {
+    /// Its id.
+    pub token: u32,
+    /// The natural logarithm of the probability that it was drawn with, at the temperature and
+    /// among the tokens that were kept; 0 where it was not drawn.
+    pub log_prob: f32,
+}
+
 /// Draws tokens; owns its random state and its scratch.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     options: SamplerOptions,
     random: Random,
+    /// Sums of the weights of runs of [`RUN`] tokens.
+    sums: Vec<f64>,
     /// Candidates, scored by their logits, the most likely on top. Few are ever taken out, so a
     /// heap does less than sorting all of them would.
     heap: BinaryHeap<Ranked>,
-    /// What to draw from, scored by unnormalised probabilities.
+    /// What a cut has kept, scored by weights.
     kept: Vec<Ranked>,
 }
+
+/// Tokens whose weights are summed together.
+const RUN: usize = 64;
 
 impl Sampler {
     /// A sampler at the start of its random sequence.
     pub fn new(options: SamplerOptions) -> Self {
         let random = Random::new(options.seed);
-        Self { options, random, heap: BinaryHeap::new(), kept: Vec::new() }
+        Self { options, random, sums: Vec::new(), heap: BinaryHeap::new(), kept: Vec::new() }
     }
 
     /// The next token for `logits` `[vocab]`; NaN is never chosen. 0 for empty logits.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
+        self.choose(logits).token
+    }
+
+    /// [`Sampler::sample`], and how likely the token was.
+    pub fn choose(&mut self, logits: &[f32]) -> Choice {
         let SamplerOptions { temperature, top_k, top_p, min_p, .. } = self.options;
-        if temperature <= 0.0 {
-            return argmax(logits);
-        }
-        let max = logits.iter().fold(f32::NEG_INFINITY, |max, &logit| max.max(logit));
-        // The unnormalised probability exp((l - max) / T).
-        let weigh = |c: Ranked| {
-            let above = if c.score == max { 0.0 } else { c.score - max };
-            Ranked { score: (above / temperature).exp(), id: c.id }
-        };
-        let all = logits.iter().zip(0..).map(|(&score, id)| Ranked { score, id });
-        let all = all.filter(|c| !c.score.is_nan());
-        self.kept.clear();
-        if top_k == 0 && top_p >= 1.0 && min_p <= 0.0 {
-            self.kept.extend(all.map(weigh));
+        let drawn = if temperature <= 0.0 {
+            None
         } else {
-            self.heap.clear();
-            self.heap.extend(all);
-            self.keep_top_k();
-            self.keep_top_p_and_min_p(weigh);
-        }
-        self.draw().unwrap_or_else(|| argmax(logits))
-    }
-
-    fn keep_top_k(&mut self) {
-        let k = self.options.top_k;
-        if k > 0 && k < self.heap.len() {
-            self.kept.extend((0..k).map_while(|_| self.heap.pop()));
-            self.heap.clear();
-            self.heap.extend(self.kept.drain(..));
-        }
-    }
-
-    /// Takes candidates from the heap, the most likely first, until one of the two says enough.
-    fn keep_top_p_and_min_p(&mut self, weigh: impl Fn(Ranked) -> Ranked) {
-        let SamplerOptions { top_p, min_p, .. } = self.options;
-        let wanted = match top_p < 1.0 {
-            true => f64::from(top_p) * total(self.heap.iter().map(|&c| weigh(c))),
-            false => f64::INFINITY,
+            let softmax = Softmax { largest: largest(logits), temperature };
+            if top_k == 0 && top_p >= 1.0 && min_p <= 0.0 {
+                self.draw_from_all(logits, softmax)
+            } else {
+                self.cut(logits, softmax);
+                self.draw_from_kept()
+            }
         };
+        drawn.unwrap_or_else(|| Choice { token: argmax(logits), log_prob: 0.0 })
+    }
+
+    /// Sums the weights of all tokens, run by run.
+    fn sum(&mut self, logits: &[f32], softmax: Softmax) -> f64 {
+        self.sums.clear();
+        self.sums.extend(logits.chunks(RUN).map(|run| sum(&softmax.weights(run))));
+        self.sums.iter().sum()
+    }
+
+    fn draw_from_all(&mut self, logits: &[f32], softmax: Softmax) -> Option<Choice> {
+        let total = self.sum(logits, softmax);
+        let mut left = self.random.unit() * total;
+        // Rounding can leave a crumb after the last run or, in a run, after the last token.
+        let last = self.sums.iter().rposition(|&sum| sum > 0.0)?;
+        let mut run = 0;
+        while run < last && left >= self.sums[run] {
+            left -= self.sums[run];
+            run += 1;
+        }
+        let first = run * RUN;
+        let weights = softmax.weights(&logits[first..logits.len().min(first + RUN)]);
+        let mut drawn = None;
+        for (weight, token) in weights.into_iter().zip(first as u32..) {
+            if weight > 0.0 {
+                drawn = Some(Choice { token, log_prob: log_prob(weight, total) });
+                left -= f64::from(weight);
+                if left < 0.0 {
+                    break;
+                }
+            }
+        }
+        drawn
+    }
+
+    /// Fills `kept` with what the options keep, the most likely first.
+    fn cut(&mut self, logits: &[f32], softmax: Softmax) {
+        let SamplerOptions { top_k, top_p, min_p, .. } = self.options;
         // The most likely candidate has weight 1.
-        let least = min_p.min(1.0);
-        let mut sum = 0.0;
-        while let Some(candidate) = self.heap.pop().map(&weigh)
-            && candidate.score >= least
-        {
-            self.kept.push(candidate);
-            sum += f64::from(candidate.score);
+        let least = min_p.clamp(0.0, 1.0);
+        let (mut total, mut bound) = (f64::INFINITY, f32::NEG_INFINITY);
+        if top_k == 0 {
+            bound = softmax.logit_below(f64::from(least));
+            if top_p < 1.0 {
+                total = self.sum(logits, softmax);
+                // All tokens of less than this weight together weigh less than what is cut away.
+                let share = (1.0 - f64::from(top_p)) / logits.len() as f64;
+                bound = bound.max(softmax.logit_below(share * total));
+            }
+        }
+        self.heap.clear();
+        let all = logits.iter().zip(0..).map(|(&score, id)| Ranked { score, id });
+        self.heap.extend(all.filter(|c| c.score >= bound));
+        self.kept.clear();
+        if top_k > 0 {
+            if top_k < self.heap.len() {
+                self.kept.extend((0..top_k).map_while(|_| self.heap.pop()));
+                self.heap.clear();
+                self.heap.extend(self.kept.drain(..));
+            }
+            total = self.heap.iter().map(|c| f64::from(softmax.weight(c.score))).sum();
+        }
+        let wanted = if top_p < 1.0 { f64::from(top_p) * total } else { f64::INFINITY };
+        let mut reached = 0.0;
+        while let Some(Ranked { score, id }) = self.heap.pop() {
+            let weight = softmax.weight(score);
+            if weight < least {
+                break;
+            }
+            self.kept.push(Ranked { score: weight, id });
+            reached += f64::from(weight);
             // The token that reaches the sum is kept, so one always remains.
-            if sum >= wanted {
+            if reached >= wanted {
                 break;
             }
         }
     }
 
-    fn draw(&mut self) -> Option<u32> {
-        let mut left = self.random.unit() * total(self.kept.iter().copied());
-        for candidate in &self.kept {
+    fn draw_from_kept(&mut self) -> Option<Choice> {
+        let total: f64 = self.kept.iter().map(|c| f64::from(c.score)).sum();
+        let mut left = self.random.unit() * total;
+        let drawn = self.kept.iter().find(|candidate| {
             left -= f64::from(candidate.score);
-            if left < 0.0 {
-                return Some(candidate.id);
-            }
-        }
+            left < 0.0
+        });
         // Rounding can leave a crumb after the last candidate.
-        self.kept.iter().rev().find(|c| c.score > 0.0).map(|c| c.id)
+        let drawn = drawn.or_else(|| self.kept.iter().rfind(|c| c.score > 0.0))?;
+        Some(Choice { token: drawn.id, log_prob: log_prob(drawn.score, total) })
     }
 }
 
-fn total(candidates: impl Iterator<Item = Ranked>) -> f64 {
-    candidates.map(|c| f64::from(c.score)).sum()
+fn log_prob(weight: f32, total: f64) -> f32 {
+    (f64::from(weight) / total).ln() as f32
 }
 
-/// The id of the largest logit, the lowest among equals; NaN never wins.
-pub fn argmax(logits: &[f32]) -> u32 {
-    // The value first, over independent lanes: a comparison that carries an index along would wait
-    // for the one before it. `f32::max` passes over NaN.
+/// Unnormalised probabilities, e^((logit − largest) / temperature).
+#[derive(Clone, Copy, Debug)]
+struct Softmax {
+    largest: f32,
+    temperature: f32,
+}
+
+impl Softmax {
+    /// 0 for NaN.
+    fn weight(self, logit: f32) -> f32 {
+        // The largest may be infinite.
+        let above = if logit == self.largest { 0.0 } else { logit - self.largest };
+        exp(above / self.temperature)
+    }
+
+    /// Those of up to [`RUN`] tokens; behind them zeros.
+    fn weights(self, logits: &[f32]) -> [f32; RUN] {
+        // As many as fit, whatever is there: a known number is computed side by side.
+        let mut run = [f32::NAN; RUN];
+        run[..logits.len()].copy_from_slice(logits);
+        run.map(|logit| self.weight(logit))
+    }
+
+    /// A little less than the logit of this weight.
+    fn logit_below(self, weight: f64) -> f32 {
+        let above = f64::from(self.temperature) * weight.ln();
+        let logit = f64::from(self.largest) + above;
+        (logit - 1e-5 * (above.abs() + f64::from(self.largest).abs() + 1.0)) as f32
+    }
+}
+
+fn sum(weights: &[f32; RUN]) -> f64 {
+    let mut lanes = [0.0; 8];
+    for weights in weights.as_chunks::<8>().0 {
+        for (lane, &weight) in lanes.iter_mut().zip(weights) {
+            *lane += f64::from(weight);
+        }
+    }
+    lanes.iter().sum()
+}
+
+/// e^x for x ≤ 0, to 2 ulp; 0 for NaN and where binary32 has no normal number for it. Plain
+/// operations without branches, so that compilers make vectors of it for any CPU: 2^n · e^r, with
+/// |r| ≤ ln 2 / 2 and its Taylor polynomial.
+fn exp(x: f32) -> f32 {
+    // 1.5 · 2^23: a sum with it has no fraction, and its last bits are n.
+    const ROUND: f32 = 12_582_912.0;
+    let inside = if x >= LEAST { x } else { LEAST };
+    let rounded = inside * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
+    let r = inside - n * LN_2_HIGH - n * LN_2_LOW;
+    let e = TAYLOR.into_iter().fold(0.0, |e, coefficient| e * r + coefficient);
+    let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));
+    if x >= LEAST { e * power } else { 0.0 }
+}
+
+/// The largest logit, −∞ of none; NaN never is.
+fn largest(logits: &[f32]) -> f32 {
+    // Over independent lanes: a comparison would wait for the one before it. `f32::max` passes over
+    // NaN.
     let (chunks, rest) = logits.as_chunks::<16>();
     let mut lanes = [f32::NEG_INFINITY; 16];
     for chunk in chunks {
@@ -133,7 +249,12 @@ pub fn argmax(logits: &[f32]) -> u32 {
             *lane = if *logit > *lane { *logit } else { *lane };
         }
     }
-    let largest = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |most, &x| most.max(x));
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |most, &x| most.max(x))
+}
+
+/// The id of the largest logit, the lowest among equals; NaN never wins.
+pub fn argmax(logits: &[f32]) -> u32 {
+    let largest = largest(logits);
     let is_largest = |&logit: &f32| logit == largest && logit > f32::NEG_INFINITY;
     logits.iter().position(is_largest).unwrap_or(0) as u32
 }
@@ -244,15 +365,13 @@ mod tests {
             top_p in 0.05_f32..1.1,
             min_p in -0.1_f32..1.1,
         ) {
-            // Whole numbers, so that many are equal. All are kept by id, fewer by likelihood.
+            // Whole numbers, so that many are equal.
             let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
             let options = SamplerOptions { temperature: 1.5, top_k, top_p, min_p, seed: 0 };
             let mut sampler = Sampler::new(options);
             sampler.sample(&logits);
             let mut expected: Vec<usize> = (0..logits.len()).collect();
-            if top_k > 0 || top_p < 1.0 || min_p > 0.0 {
-                expected.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
-            }
+            expected.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
             if top_k > 0 {
                 expected.truncate(top_k);
             }
@@ -270,9 +389,60 @@ mod tests {
             if min_p > 0.0 {
                 expected.retain(|&id| weight(id) >= f64::from(min_p.min(1.0)));
             }
-            let kept: Vec<usize> = sampler.kept.iter().map(|c| c.id as usize).collect();
-            proptest::prop_assert_eq!(kept, expected);
+            if top_k > 0 || top_p < 1.0 || min_p > 0.0 {
+                let kept: Vec<usize> = sampler.kept.iter().map(|c| c.id as usize).collect();
+                proptest::prop_assert_eq!(kept, expected);
+            }
         }
+    }
+
+    /// Logits of a long vocabulary that is not whole runs.
+    fn many() -> Vec<f32> {
+        let mut random = Random::new(11);
+        (0..20 * RUN + 13).map(|_| (8.0 * random.unit() - 4.0) as f32).collect()
+    }
+
+    #[test]
+    fn a_draw_from_all_is_the_one_that_walking_through_them_finds() {
+        let logits = many();
+        let options = SamplerOptions { temperature: 0.7, seed: 3, ..SamplerOptions::default() };
+        let (mut sampler, mut random) = (Sampler::new(options), Random::new(3));
+        let weights: Vec<f64> = logits.iter().map(|&l| (f64::from(l) / 0.7).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        for _ in 0..500 {
+            let Choice { token, log_prob } = sampler.choose(&logits);
+            let before: f64 = weights[..token as usize].iter().sum();
+            let weight = weights[token as usize];
+            let drawn = random.unit() * total;
+            // Weights are off by 2 ulp of binary32, and so is where a draw falls among them.
+            let slack = 2.4e-7 * total;
+            assert!(before - slack <= drawn && drawn <= before + weight + slack, "{token}");
+            assert!((f64::from(log_prob) - (weight / total).ln()).abs() < 1e-5, "{log_prob}");
+        }
+    }
+
+    #[test]
+    fn the_probability_of_a_draw_is_that_among_the_tokens_kept() {
+        let base = SamplerOptions { temperature: 1.0, ..SamplerOptions::default() };
+        let choice = |options| Sampler::new(options).choose(&LOGITS);
+        let two = choice(SamplerOptions { top_k: 2, ..base });
+        assert!((two.log_prob - 0.5_f32.ln()).abs() < 1e-6, "{two:?}");
+        assert_eq!(choice(SamplerOptions::default()), Choice { token: 1, log_prob: 0.0 });
+    }
+
+    #[test]
+    fn exp_is_within_two_ulp_of_float64_and_0_below() {
+        let worst = (0..870_000).map(|i| -1e-4 * i as f32).fold(0.0_f64, |worst, x| {
+            let want = f64::from(x).exp();
+            let nearest = want as f32;
+            let ulp = f64::from(nearest.next_up()) - f64::from(nearest);
+            worst.max((f64::from(exp(x)) - want).abs() / ulp)
+        });
+        assert!(worst < 2.0, "{worst}");
+        assert_eq!(
+            [exp(0.0), exp(-88.0), exp(f32::NEG_INFINITY), exp(f32::NAN)],
+            [1.0, 0.0, 0.0, 0.0]
+        );
     }
 
     #[test]

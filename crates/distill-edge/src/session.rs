@@ -1,16 +1,14 @@
 //! A session: one sequence of tokens, its cache and its threads.
 
 use std::ops::Range;
-use std::sync::{Arc, RwLock};
-use std::thread::JoinHandle;
 
-use crate::buffers::{Board, HEAD_TILE, Scratch, TILE};
+use crate::EdgeError;
+use crate::buffers::{HEAD_TILE, TILE};
 use crate::cache::{Cache, KvType};
-use crate::forward::{Job, Shared, Worker, read, write};
-use crate::model::{Activations, Model};
-use crate::team::Team;
+use crate::engine::{Engine, Plan};
+use crate::forward::Row;
+use crate::model::Model;
 use crate::trace::{QuantizedInput, Trace};
-use crate::{EdgeError, rope};
 
 /// How to open a session.
 #[derive(Clone, Debug, Default)]
@@ -25,12 +23,15 @@ pub struct SessionOptions {
 
 impl SessionOptions {
     /// With the model's own values for zeros.
-    fn resolve(&self, model: &Model) -> Self {
+    fn plan(&self, model: &Model) -> Plan {
         let or = |chosen, own| if chosen == 0 { own } else { chosen };
-        Self {
+        Plan {
+            sequences: 1,
             context: or(self.context, model.config().context_length),
             kv: self.kv,
             threads: or(self.threads, model.inner.threads),
+            head_tile: HEAD_TILE,
+            draws: false,
         }
     }
 }
@@ -42,9 +43,7 @@ impl SessionOptions {
 #[derive(Debug)]
 pub struct Session {
     model: Model,
-    /// This thread's part.
-    worker: Worker,
-    threads: Vec<JoinHandle<()>>,
+    engine: Engine,
     context: usize,
     /// Those in the cache.
     tokens: Vec<u32>,
@@ -56,47 +55,10 @@ impl Session {
     /// # Errors
     /// If that does not fit into memory or the system gives no thread.
     pub fn new(model: &Model, options: SessionOptions) -> Result<Self, EdgeError> {
-        let inner = Arc::clone(&model.inner);
-        let config = &inner.config;
-        let SessionOptions { context, threads, .. } = options.resolve(model);
-        let integer = inner.activations == Activations::Q8_0;
-        let bytes = Self::bytes(model, &options);
-        // Reserving first turns "out of memory" into an error; the zeroed allocations that
-        // follow, unlike filling the reserved one, leave their pages untouched.
-        Vec::<u8>::new()
-            .try_reserve_exact(bytes)
-            .map_err(|_| EdgeError::Memory { context, bytes })?;
-        let cache = Cache::new(config, context, options.kv)?;
-        let shared = Arc::new(Shared {
-            team: Team::new(threads),
-            board: Board::new(config, context, integer),
-            cache,
-            frequencies: rope::frequencies(config, inner.weights.rope_factors.as_deref()),
-            job: RwLock::new(Job { tokens: Vec::with_capacity(TILE), ..Job::default() }),
-            model: Arc::clone(&inner),
-        });
-        let worker = |index: usize| Worker {
-            scratch: Scratch::new(config, integer),
-            shared: Arc::clone(&shared),
-            index,
-            position: 0,
-        };
-        let mut session = Self {
-            model: model.clone(),
-            worker: worker(0),
-            threads: Vec::new(),
-            context,
-            tokens: Vec::with_capacity(context),
-        };
-        for index in 1..threads {
-            let worker = worker(index);
-            let thread = std::thread::Builder::new()
-                .name(format!("edge-{index}"))
-                .spawn(move || follow(worker))
-                .map_err(|source| EdgeError::Thread { index, threads, source })?;
-            session.threads.push(thread);
-        }
-        Ok(session)
+        let plan = options.plan(model);
+        let engine = Engine::new(model, plan, Self::bytes(model, &options))?;
+        let tokens = Vec::with_capacity(plan.context);
+        Ok(Self { model: model.clone(), engine, context: plan.context, tokens })
     }
 
     /// Bytes that a session allocates, all of them when it begins; `usize::MAX` if they cannot be
@@ -107,15 +69,8 @@ impl Session {
     /// what the file announces, and nothing in the file backs that, so whoever opens files of
     /// strangers sets it, or looks here first.
     pub fn bytes(model: &Model, options: &SessionOptions) -> usize {
-        let config = &model.inner.config;
-        let SessionOptions { context, kv, threads } = options.resolve(model);
-        let integer = model.inner.activations == Activations::Q8_0;
-        let tokens = size_of::<u32>() * TILE + size_of::<f64>() * (config.head_dim / 2);
-        let bytes = Cache::bytes(config, context, kv)
-            + Board::bytes(config, context, integer)
-            + Scratch::bytes(config, integer) * threads as u128
-            + size_of::<u32>() as u128 * context as u128
-            + tokens as u128;
+        let plan = options.plan(model);
+        let bytes = plan.bytes(&model.inner) + size_of::<u32>() as u128 * plan.context as u128;
         usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
@@ -173,7 +128,7 @@ impl Session {
             let position = self.position();
             self.run(chunk, 0..0, &mut Trace::default());
             for t in 0..chunk.len() {
-                self.worker.hidden_state(t, &mut values);
+                self.engine.hidden_state(t, &mut values);
                 each(position + t, &values);
             }
         }
@@ -228,7 +183,7 @@ impl Session {
 
     /// Threads compute only while the session is borrowed mutably.
     pub(crate) fn cache(&self) -> &Cache {
-        &self.worker.shared.cache
+        self.engine.cache(0)
     }
 
     /// Says which tokens the cache holds, at most as many as the context.
@@ -244,7 +199,7 @@ impl Session {
 
     /// Threads that compute, the caller's included.
     pub fn threads(&self) -> usize {
-        self.worker.shared.team.size()
+        self.engine.threads()
     }
 
     /// The model.
@@ -283,49 +238,15 @@ impl Session {
 
     /// One job for all threads; returns when it is done.
     fn run(&mut self, tokens: &[u32], head: Range<usize>, trace: &mut Trace<'_>) {
-        let shared = &self.worker.shared;
-        {
-            let mut job = write(&shared.job);
-            job.tokens.clear();
-            job.tokens.extend_from_slice(tokens);
-            job.position = self.tokens.len();
-            job.head = head;
-        }
-        let shared = Arc::clone(shared);
-        shared.team.start_job();
-        shared.team.guarded(|| self.worker.run(trace));
+        let position = self.tokens.len();
+        let rows = tokens.iter().zip(position..);
+        let rows = rows.map(|(&token, position)| Row { token, sequence: 0, position });
+        self.engine.run(rows, head, false, trace);
         self.tokens.extend_from_slice(tokens);
     }
 
     /// The logits of the `t`-th token of the last head, `[vocab]`.
-    #[allow(unsafe_code)]
     fn logits(&self, t: usize) -> &[f32] {
-        let vocab = self.model.config().vocab_size;
-        // SAFETY: threads write only while a job runs, which needs the session mutably.
-        unsafe { self.worker.shared.board.logits.read(t * vocab..(t + 1) * vocab) }
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        write(&self.worker.shared.job).stop = true;
-        self.worker.shared.team.start_job();
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has already ended the job it was in.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// The life of a thread that is not the caller's.
-fn follow(mut worker: Worker) {
-    let shared = Arc::clone(&worker.shared);
-    let mut seen = 0;
-    loop {
-        seen = shared.team.wait_for_job(seen);
-        if read(&shared.job).stop {
-            return;
-        }
-        shared.team.guarded(|| worker.run(&mut Trace::default()));
+        self.engine.logits(t)
     }
 }

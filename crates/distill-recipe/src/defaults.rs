@@ -19,6 +19,13 @@ pub(crate) const TEXT_FIELD: &str = "text";
 pub(crate) const SEQUENCE_LENGTH: usize = 512;
 pub(crate) const HELD_OUT: f64 = 0.05;
 
+pub(crate) const GENERATE_WEIGHT: f64 = 1.0;
+pub(crate) const GENERATE_TEMPERATURE: f64 = 1.0;
+pub(crate) const GENERATE_TOP_P: f64 = 1.0;
+pub(crate) const GENERATE_MIN_TOKENS: usize = 16;
+/// Prose has a few hundredths, a loop nearly all.
+pub(crate) const GENERATE_MAX_REPETITION: f64 = 0.4;
+
 pub(crate) const BETA: f64 = 0.5;
 pub(crate) const TEMPERATURE: f64 = 1.0;
 pub(crate) const SCALE_BY_TEMPERATURE_SQUARED: bool = true;

@@ -21,8 +21,8 @@ pub use error::{Problem, RecipeError};
 pub use problem::ProblemKind;
 pub use resolved::{
     ActivationGrid, Backend, Choice, Data, Device, Distill, DivergenceKind, Engine, Eval, Export,
-    KvCache, LearningRateFactors, LocalTeacher, Lora, LoraTarget, Method, ModelRef, NewModel,
-    OptimizerState, Precision, Quantize, Recipe, Scales, Schedule, Student, StudentInit, Teacher,
-    TokenizerChoice, Train, WeightGrid,
+    Generate, KvCache, LearningRateFactors, LocalTeacher, Lora, LoraTarget, Method, ModelRef,
+    NewModel, OptimizerState, Precision, Quantize, Recipe, Scales, Schedule, Student, StudentInit,
+    Teacher, TokenizerChoice, Train, WeightGrid,
 };
 pub use schema::schema;

@@ -174,6 +174,46 @@ pub enum ProblemKind {
         /// `max_position_embeddings`.
         positions: usize,
     },
+    /// No text at all.
+    #[error("[data] names no text")]
+    NoText,
+    /// Weights for other sources.
+    #[error("`data.weights` has length {weights}, and `data.sources` has length {sources}")]
+    Weights {
+        /// Numbers.
+        weights: usize,
+        /// Sources.
+        sources: usize,
+    },
+    /// Text from nobody.
+    #[error("[data.generate] does not say which model writes, and there is no teacher")]
+    GenerateFromNobody,
+    /// A revision of something that has none.
+    #[error("`data.generate.revision` is the revision of `data.generate.from`, which is not there")]
+    GenerateRevisionWithoutFrom,
+    /// Text in the tokens of one model for the tokenizer of another.
+    #[error(
+        "`student.train_tokenizer` makes new tokens, and generated text is in those of its model"
+    )]
+    GenerateForNewTokenizer,
+    /// No text can pass.
+    #[error(
+        "`data.generate.min_tokens` is {min_tokens}, and texts have {max_tokens} with their beginning"
+    )]
+    GenerateLengths {
+        /// Fewest tokens of a text.
+        min_tokens: usize,
+        /// Most.
+        max_tokens: usize,
+    },
+    /// Likewise.
+    #[error("`data.generate.min_log_prob` is {min}, and `max_log_prob` {max}")]
+    GenerateLogProbs {
+        /// Least mean log-probability.
+        min: f64,
+        /// Greatest.
+        max: f64,
+    },
     /// Distillation from nobody.
     #[error("[distill] needs a teacher, and the recipe has none")]
     DistillWithoutTeacher,
@@ -378,6 +418,29 @@ impl ProblemKind {
                 "shorten the sequences, or raise `student.config.max_position_embeddings`"
                     .to_owned()
             }
+            Self::NoText => "add `sources = [\"text.txt\"]`, or [data.generate] for text that a model \
+                 makes up"
+                .to_owned(),
+            Self::Weights { sources, .. } => format!(
+                "write one number a source, for example [{}], or remove `weights`",
+                vec!["1"; *sources].join(", ")
+            ),
+            Self::GenerateFromNobody => {
+                "add `from`, or [teacher.local] with `from`, whose text it then is".to_owned()
+            }
+            Self::GenerateRevisionWithoutFrom => {
+                "remove it; a teacher's revision is `teacher.local.revision`".to_owned()
+            }
+            Self::GenerateForNewTokenizer => {
+                "remove `train_tokenizer`, and the student speaks the teacher's tokens".to_owned()
+            }
+            Self::GenerateLengths { .. } => {
+                "raise `max_tokens` (`data.sequence_length` is its default), or lower `min_tokens`"
+                    .to_owned()
+            }
+            Self::GenerateLogProbs { .. } => {
+                "they are logarithms of probabilities: -6 is less likely than -1".to_owned()
+            }
             Self::DistillWithoutTeacher => "add [teacher.local] with `from = \"…\"`, or remove \
                  [distill] to train on the text alone"
                 .to_owned(),
@@ -439,6 +502,13 @@ impl ProblemKind {
             Self::RevisionWithoutFrom => "revision of what?",
             Self::NoTokenizer => "no tokenizer",
             Self::Budget { .. } => "out of reach",
+            Self::NoText => "incomplete",
+            Self::Weights { .. } => "not one a source",
+            Self::GenerateFromNobody => "by which model?",
+            Self::GenerateRevisionWithoutFrom => "revision of what?",
+            Self::GenerateForNewTokenizer => "other tokens",
+            Self::GenerateLengths { .. } => "too many",
+            Self::GenerateLogProbs { .. } => "nothing in between",
             Self::KeepLayersWithoutTeacher | Self::DistillWithoutTeacher => "no teacher",
             Self::EngineNeedsGguf => "reads GGUF alone",
             Self::Bf16 { .. } => "for CUDA, all weights, no grid",

@@ -68,7 +68,7 @@ pub(crate) struct Recipe {
     pub(crate) output: Option<Written<String>>,
     pub(crate) student: Written<Student>,
     pub(crate) teacher: Option<Written<Teacher>>,
-    pub(crate) data: Data,
+    pub(crate) data: Written<Data>,
     pub(crate) distill: Option<Written<Distill>>,
     pub(crate) quantize: Option<Quantize>,
     pub(crate) device: Option<Device>,
@@ -167,9 +167,19 @@ pub(crate) struct LocalTeacher {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Data {
     /// Files (`.txt`, `.jsonl`, `.parquet`), directories or globs; from the hub
-    /// `hf:owner/name` (all of a data set) or `hf:owner/name/path/in/repo`.
+    /// `hf:owner/name` (all of a data set) or `hf:owner/name/path/in/repo`. May be left out where
+    /// `[data.generate]` makes the text.
     #[schemars(length(min = 1), inner(length(min = 1)))]
-    pub(crate) sources: Written<Vec<Written<String>>>,
+    pub(crate) sources: Option<Written<Vec<Written<String>>>>,
+    /// The share of each source in the tokens that are trained on, relative to the others: one
+    /// number a source. Default: where nothing has a weight, all text is one, and otherwise all
+    /// sources together weigh 1.
+    ///
+    /// A source that is short for its share is repeated, one that is long for it takes several
+    /// epochs. The held-out part is mixed alike.
+    #[schemars(length(min = 1), inner(range(min = 0.001)))]
+    pub(crate) weights: Option<Written<Vec<Written<f64>>>>,
+    pub(crate) generate: Option<Written<Generate>>,
     /// The field that holds the text, in JSONL and Parquet.
     #[schemars(length(min = 1), extend("default" = defaults::TEXT_FIELD))]
     pub(crate) text_field: Option<Written<String>>,
@@ -186,6 +196,67 @@ pub(crate) struct Data {
         extend("default" = defaults::HELD_OUT)
     )]
     pub(crate) held_out: Option<Written<f64>>,
+}
+
+/// Text that a model makes up, many sequences at a time through the edge runtime. It is kept under
+/// `<output>/generated`, and made again only where the model or how it is drawn changes.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Generate {
+    /// The model that writes: a Hugging Face directory, a `.gguf` file, or a hub id. Default: the
+    /// teacher, or else `student.from`. Its tokenizer is the student's. What the edge runtime does
+    /// not read is converted once, to Q8_0.
+    #[schemars(length(min = 1))]
+    pub(crate) from: Option<Written<String>>,
+    /// Branch, tag or commit of a hub id.
+    #[schemars(length(min = 1), extend("default" = defaults::REVISION))]
+    pub(crate) revision: Option<Written<String>>,
+    /// Tokens to make, of texts that pass the filters.
+    #[schemars(range(min = 1))]
+    pub(crate) tokens: Written<u64>,
+    /// The share of this text in the tokens that are trained on, relative to `data.weights`.
+    /// Default: 1 where the sources have weights, else as much as there is.
+    #[schemars(range(min = 0.001))]
+    pub(crate) weight: Option<Written<f64>>,
+    /// What texts begin with, in turn: `"<|endoftext|>"`, or `"<|im_start|>user\n"`. Special tokens
+    /// spelt out are those tokens. Default: the token that begins a text, or else ends one.
+    #[schemars(length(min = 1), inner(length(min = 1)))]
+    pub(crate) begin: Option<Written<Vec<Written<String>>>>,
+    /// Files, directories or globs of prompts: text n begins with `begin` and the n-th of them, over
+    /// and over. They are read as `sources` are; of a text file, each line is one.
+    #[schemars(length(min = 1), inner(length(min = 1)))]
+    pub(crate) prompts: Option<Written<Vec<Written<String>>>>,
+    /// The tokens that end a text. Default: those that end the model's answers.
+    #[schemars(length(min = 1), inner(length(min = 1)))]
+    pub(crate) end: Option<Written<Vec<Written<String>>>>,
+    /// Most tokens of a text, with what it begins with. Default: `data.sequence_length`.
+    #[schemars(range(min = 2, max = 1_048_576))]
+    pub(crate) max_tokens: Option<Written<usize>>,
+    /// Divides the logits; 1 draws from the model as it is.
+    #[schemars(extend("exclusiveMinimum" = 0), extend("default" = defaults::GENERATE_TEMPERATURE))]
+    pub(crate) temperature: Option<Written<f64>>,
+    /// Draw from the most likely tokens whose probabilities reach this sum; 1 keeps all.
+    #[schemars(
+        extend("exclusiveMinimum" = 0),
+        range(max = 1),
+        extend("default" = defaults::GENERATE_TOP_P)
+    )]
+    pub(crate) top_p: Option<Written<f64>>,
+    /// Texts of fewer tokens than these, besides what they begin with, are not trained on.
+    #[schemars(range(min = 1), extend("default" = defaults::GENERATE_MIN_TOKENS))]
+    pub(crate) min_tokens: Option<Written<usize>>,
+    /// Texts with a larger share of repeated runs of four tokens are not trained on: a model that
+    /// has fallen into a loop repeats nearly all.
+    #[schemars(range(min = 0, max = 1), extend("default" = defaults::GENERATE_MAX_REPETITION))]
+    pub(crate) max_repetition: Option<Written<f64>>,
+    /// Texts whose tokens have a lower mean log-probability are not trained on. Default: none is
+    /// too low.
+    #[schemars(range(max = 0))]
+    pub(crate) min_log_prob: Option<Written<f64>>,
+    /// Texts whose tokens have a higher mean log-probability are not trained on. Default: none is
+    /// too high.
+    #[schemars(range(max = 0))]
+    pub(crate) max_log_prob: Option<Written<f64>>,
 }
 
 /// How the student is held against the teacher: the loss is `(1 − w) · D + w · cross-entropy`.

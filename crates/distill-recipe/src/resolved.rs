@@ -159,8 +159,13 @@ pub enum Engine {
 /// The text and how it is cut.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Data {
-    /// Files, directories, globs, or `hf:owner/name[/path]`; at least one.
+    /// Files, directories, globs, or `hf:owner/name[/path]`; at least one, or `generate`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<String>,
+    /// The share of each source in what is trained on, relative to the others; `None`: the sources
+    /// are one text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Vec<f64>>,
     /// The field that holds the text, in JSONL and Parquet.
     pub text_field: String,
     /// What separates documents inside a text file; `None`: one file is one document.
@@ -170,6 +175,48 @@ pub struct Data {
     pub sequence_length: usize,
     /// Fraction of the sequences that is never trained on, in (0, 1).
     pub held_out: f64,
+    /// Text that a model makes up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generate: Option<Generate>,
+}
+
+/// Text that a model makes up. In TOML: the model's keys, and the others beside them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Generate {
+    /// The model that writes.
+    #[serde(flatten)]
+    pub model: ModelRef,
+    /// Tokens of texts that pass the filters.
+    pub tokens: u64,
+    /// Its share in what is trained on, relative to those of the sources; `None`: it is one text
+    /// with them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f64>,
+    /// What texts begin with, in turn; empty: the token that begins a text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub begin: Vec<String>,
+    /// Files of prompts that follow `begin`, in turn.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompts: Vec<String>,
+    /// The tokens that end a text; empty: those that end the model's answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub end: Vec<String>,
+    /// Most tokens of a text, with what it begins with.
+    pub max_tokens: usize,
+    /// Divides the logits; > 0.
+    pub temperature: f64,
+    /// Tokens are drawn from the most likely ones whose probabilities reach this sum, in (0, 1].
+    pub top_p: f64,
+    /// Fewest tokens of a text, without what it begins with.
+    pub min_tokens: usize,
+    /// Largest share of repeated runs of four tokens, in [0, 1].
+    pub max_repetition: f64,
+    /// Least mean log-probability of a text's tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_log_prob: Option<f64>,
+    /// Greatest mean log-probability of a text's tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_log_prob: Option<f64>,
 }
 
 /// The loss: `(1 − cross_entropy) · D(teacher, student) + cross_entropy · CE(labels, student)`.

@@ -161,15 +161,13 @@ fn unknown_key(path: &str, key: &str, schema: &Value) -> (ProblemKind, Option<St
         .unwrap_or_default();
     // A key of another table, letter for letter, is a likelier slip than a similar one of this;
     // and a table inside this one is likelier than one elsewhere.
-    let inside = place_of(key, path, schema);
-    let elsewhere = inside.clone().or_else(|| place_of(key, "", &SCHEMA));
-    let similar = match elsewhere {
-        Some(_) => None,
-        None => similar(key, &known),
-    };
-    let meant = match inside {
+    let inside = places_of(key, path, schema);
+    let elsewhere =
+        if inside.is_empty() { places_of(key, "", &SCHEMA) } else { inside[..1].to_vec() };
+    let similar = if elsewhere.is_empty() { similar(key, &known) } else { None };
+    let meant = match inside.first() {
         Some(table) => {
-            let below = table.strip_prefix(path).unwrap_or(&table);
+            let below = table.strip_prefix(path).unwrap_or(table);
             below.trim_start_matches('.').split('.').next().map(str::to_owned)
         }
         None => similar.clone(),
@@ -178,22 +176,26 @@ fn unknown_key(path: &str, key: &str, schema: &Value) -> (ProblemKind, Option<St
         key: key.to_owned(),
         table: table_name(path),
         similar,
-        elsewhere: elsewhere.map(|table| match table.as_str() {
-            "" => "at the top of the recipe, above the first [table]".to_owned(),
-            table => format!("in [{table}]"),
-        }),
+        elsewhere: match elsewhere.as_slice() {
+            [] => None,
+            [top, ..] if top.is_empty() => {
+                Some("at the top of the recipe, above the first [table]".to_owned())
+            }
+            tables => Some(format!("in [{}]", tables.join("] or ["))),
+        },
         known,
     };
     (kind, meant)
 }
 
-/// The first table, in the order of the schema, that has the key.
-fn place_of(key: &str, path: &str, schema: &Value) -> Option<String> {
-    let properties = schema["properties"].as_object()?;
+/// The tables, in the order of the schema, that have the key.
+fn places_of(key: &str, path: &str, schema: &Value) -> Vec<String> {
+    let Some(properties) = schema["properties"].as_object() else { return Vec::new() };
     if properties.contains_key(key) {
-        return Some(path.to_owned());
+        return vec![path.to_owned()];
     }
-    properties.iter().find_map(|(name, property)| place_of(key, &dotted(path, name), property))
+    let inner = properties.iter().map(|(name, inner)| places_of(key, &dotted(path, name), inner));
+    inner.flatten().collect()
 }
 
 fn similar(word: &str, known: &[String]) -> Option<String> {

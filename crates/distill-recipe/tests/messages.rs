@@ -118,6 +118,11 @@ messages! {
     none_of_the_text_held_out => broken("[data]", "[data]\nheld_out = 0.0");
     no_sources => broken("[\"datasets/text.txt\"]", "[]");
     an_empty_source => broken("\"datasets/text.txt\"", "\"\"");
+    a_weight_of_zero => broken("[data]", "[data]\nweights = [0]");
+    no_tokens_to_generate => message(&format!("{SOUND}[data.generate]\ntokens = 0\n"), &[]);
+    texts_without_a_number_of_tokens => message(&format!("{SOUND}[data.generate]\ntop_p = 0.9\n"), &[]);
+    a_positive_log_probability =>
+        message(&format!("{SOUND}[data.generate]\ntokens = 9\nmin_log_prob = 6\n"), &[]);
     a_temperature_of_zero => message(&format!("{SOUND}[distill]\ntemperature = 0.0\n"), &[]);
     a_beta_of_one => message(&format!("{SOUND}[distill]\nloss = \"jsd\"\nbeta = 1.0\n"), &[]);
     an_unknown_loss => message(&format!("{SOUND}[distill]\nloss = \"forward-kl\"\n"), &[]);
@@ -157,6 +162,29 @@ messages! {
     sequences_longer_than_the_student => broken("[data]", "[data]\nsequence_length = 4096");
     a_prompt_that_the_device_cannot_hold =>
         broken("[data]", "[device]\nbandwidth_gbps = 10\nprompt_tokens = 4096\n[data]");
+    no_text_at_all => broken("sources = [\"datasets/text.txt\"]", "");
+    weights_for_other_sources => broken("[data]", "[data]\nweights = [1, 2.5]");
+    text_made_by_nobody => message(
+        &format!("{SOUND}[data.generate]\ntokens = 1000\n")
+            .replace("[teacher.local]\nfrom = \"checkpoints/teacher\"\n", "")
+            .replace("[student]", "[student]\ntokenizer = \"a/b\""),
+        &[],
+    );
+    a_revision_of_no_writer =>
+        message(&format!("{SOUND}[data.generate]\ntokens = 1000\nrevision = \"v1\"\n"), &[]);
+    generated_text_for_a_new_tokenizer => message(
+        &format!("{SOUND}[data.generate]\ntokens = 1000\n")
+            .replace("[student]", "[student]\ntrain_tokenizer = 512"),
+        &[],
+    );
+    texts_that_are_all_too_short => message(
+        &format!("{SOUND}[data.generate]\ntokens = 1000\nmax_tokens = 64\nmin_tokens = 64\n"),
+        &[],
+    );
+    texts_that_are_all_too_unlikely => message(
+        &format!("{SOUND}[data.generate]\ntokens = 1000\nmin_log_prob = -1\nmax_log_prob = -6.5\n"),
+        &[],
+    );
     distillation_without_a_teacher => message(
         &format!("{SOUND}[distill]\nloss = \"reverse_kl\"\n")
             .replace("[teacher.local]\nfrom = \"checkpoints/teacher\"\n", "")

@@ -65,10 +65,38 @@ fn resolved_toml_of_every_kind_of_recipe_is_the_same_recipe() {
         vec!["train.epsilon=1e-300", "seed=9223372036854775807", "backend=wgpu"],
         vec!["device={ bandwidth_gbps = 17, ram_mb = 512, kv_cache = \"q8_0\" }"],
         vec!["device={ bandwidth_gbps = 1.5, first_token_ms = 800, context_length = 64 }"],
+        vec![
+            "data.sources=[\"a\", \"b\"]",
+            "data.weights=[1, 0.5]",
+            "data.generate={ tokens = 9 }",
+        ],
+        vec![
+            "data={ generate = { tokens = 9, from = \"a/b\", begin = [\"<s>\"], end = [\"</s>\"] } }",
+            "data.generate.prompts=[\"p.txt\"]",
+            "data.generate.weight=3",
+            "data.generate.min_log_prob=-7",
+        ],
         vec!["eval.prompts=[]", "export.gguf=false", "train.min_learning_rate=0"],
     ] {
         assert_resolved_toml_is_the_same_recipe(&resolve(MINIMAL, &overrides));
     }
+}
+
+#[test]
+fn generated_text_is_the_teachers_or_else_the_students_and_its_weight_is_relative() {
+    let generate = |overrides: &[&str]| {
+        let recipe = resolve(MINIMAL, &[overrides, &["data.generate.tokens=100"]].concat());
+        recipe.data.generate.expect("a table")
+    };
+    let plain = generate(&[]);
+    assert_eq!((plain.model.from.as_str(), plain.weight), ("models/student", None));
+    assert_eq!((plain.max_tokens, plain.min_tokens, plain.temperature), (512, 16, 1.0));
+    let teacher = "teacher.local={ from = \"owner/name\", revision = \"v1\" }";
+    let taught = generate(&[teacher, "data.weights=[2]", "data.sequence_length=8"]);
+    assert_eq!((taught.model.from.as_str(), &taught.model.revision[..]), ("owner/name", "v1"));
+    assert_eq!((taught.weight, taught.max_tokens, taught.min_tokens), (Some(1.0), 8, 7));
+    assert_eq!(generate(&[teacher, "data.generate.from=other"]).model.from, "other");
+    assert_eq!(generate(&["data.generate.weight=0.25"]).weight, Some(0.25));
 }
 
 #[test]

@@ -15,6 +15,15 @@ pub enum TrainError {
          computes it"
     )]
     Runtime(#[from] distill_edge::EdgeError),
+    /// The model that writes the recipe's text could not be loaded by the edge runtime, or not run.
+    #[error("the model of [data.generate] in the edge runtime: {0}")]
+    Writer(distill_edge::EdgeError),
+    /// A recipe's text cannot be generated.
+    #[error("[data.generate]: {problem}")]
+    Generate {
+        /// Why, and the way out.
+        problem: String,
+    },
     /// The data could not be read.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -143,7 +152,7 @@ impl TrainError {
     pub fn is_input(&self) -> bool {
         match self {
             Self::Io { .. } | Self::Checkpoint { .. } | Self::Diverged { .. } => false,
-            Self::Runtime(error) => error.is_input(),
+            Self::Runtime(error) | Self::Writer(error) => error.is_input(),
             Self::Model(error) => !matches!(
                 error,
                 ModelError::NonFinite { .. } | ModelError::Io { action: "writing", .. }

@@ -8,6 +8,7 @@ pub mod backward;
 pub mod checkpoint;
 mod error;
 pub mod evaluate;
+pub mod generate;
 pub mod head;
 pub mod loss;
 pub mod metrics;
@@ -23,6 +24,7 @@ mod tensorboard;
 pub mod trainer;
 
 pub use error::TrainError;
+pub use generate::Generation;
 pub use metrics::{MetricsLog, Record};
 pub use plan::Plan;
 pub use prepare::{LocalPaths, Prepared, TeacherModel};

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use distill_data::{
-    DataError, Dataset, PackingOptions, Progress, Source, SourceOptions, SpecialTokens,
-    TextTokenizer, documents,
+    DataError, Dataset, PackingOptions, Part, Progress, SampleDirectory, Source, SourceOptions,
+    SpecialTokens, TextTokenizer, documents,
 };
 use distill_edge::LoadOptions;
 use distill_gguf::GgufFile;
@@ -18,6 +18,7 @@ use distill_recipe::{DivergenceKind, Engine, NewModel, Recipe, StudentInit, Toke
 
 use crate::TrainError;
 use crate::checkpoint::write_tokenizer;
+use crate::generate::filters;
 use crate::loss::{Distillation, Divergence};
 use crate::teacher::{LocalTeacher, RuntimeTeacher, Teacher};
 
@@ -30,8 +31,14 @@ pub struct LocalPaths {
     pub teacher: Option<PathBuf>,
     /// The tokenizer, if it is named apart from the models.
     pub tokenizer: Option<PathBuf>,
-    /// The text.
-    pub sources: Vec<String>,
+    /// The text: for each source of the recipe, where it lies.
+    pub sources: Vec<Vec<String>>,
+    /// The model that writes text.
+    pub writer: Option<PathBuf>,
+    /// What it is prompted with.
+    pub prompts: Vec<String>,
+    /// What it wrote.
+    pub samples: Option<SampleDirectory>,
 }
 
 /// What a run works with and never changes.
@@ -180,8 +187,60 @@ pub fn dataset(
         held_out_fraction: recipe.data.held_out,
         seed: recipe.seed,
     };
-    let sources = sources(recipe, paths)?;
-    Ok(Dataset::prepare_with_progress(tokenizer, &sources, &packing, progress)?)
+    let parts = parts(recipe, paths, tokenizer.vocab_size())?;
+    Ok(Dataset::mixed(tokenizer, parts, &packing, progress)?)
+}
+
+/// What the parts of the text are called that have a weight of their own; one where there is
+/// nothing to mix.
+pub fn part_names(recipe: &Recipe) -> Vec<String> {
+    let data = &recipe.data;
+    let mut names = match &data.weights {
+        Some(_) => data.sources.clone(),
+        None if data.sources.is_empty() => Vec::new(),
+        None => vec!["data.sources".to_owned()],
+    };
+    if data.generate.as_ref().is_some_and(|g| g.weight.is_some() || names.is_empty()) {
+        names.push("data.generate".to_owned());
+    }
+    names
+}
+
+/// Those parts. `tokens` is the size of the vocabulary.
+fn parts(recipe: &Recipe, paths: &LocalPaths, tokens: usize) -> Result<Vec<Part>, TrainError> {
+    let data = &recipe.data;
+    let mut parts = Vec::new();
+    match &data.weights {
+        Some(weights) => {
+            for (source, &weight) in paths.sources.iter().zip(weights) {
+                let sources = files(recipe, source)?;
+                parts.push(Part { sources, weight, ..Part::default() });
+            }
+        }
+        None if paths.sources.is_empty() && data.generate.is_some() => {}
+        None => {
+            let sources = sources(recipe, paths)?;
+            parts.push(Part { sources, weight: 1.0, ..Part::default() });
+        }
+    }
+    if let (Some(generate), Some(samples)) = (&data.generate, &paths.samples) {
+        let mut documents = Vec::new();
+        samples.choose(&filters(generate), generate.tokens, |ids| {
+            // Rows of a model beyond its vocabulary are padding.
+            if ids.iter().all(|&id| (id as usize) < tokens) {
+                documents.push(ids);
+            }
+        })?;
+        match (generate.weight, parts.last_mut()) {
+            (None, Some(all)) => all.documents = documents,
+            (weight, _) => {
+                let weight = weight.unwrap_or(1.0);
+                parts.push(Part { documents, weight, ..Part::default() });
+            }
+        }
+    }
+    parts.iter_mut().zip(part_names(recipe)).for_each(|(part, name)| part.name = name);
+    Ok(parts)
 }
 
 impl Prepared {
@@ -301,12 +360,19 @@ pub fn read_tokenizer(path: &Path) -> Result<TextTokenizer, TrainError> {
 /// # Errors
 /// [`TrainError::Data`].
 pub fn sources(recipe: &Recipe, paths: &LocalPaths) -> Result<Vec<Source>, TrainError> {
+    files(recipe, paths.sources.iter().flatten())
+}
+
+fn files<'a>(
+    recipe: &Recipe,
+    specs: impl IntoIterator<Item = &'a String>,
+) -> Result<Vec<Source>, TrainError> {
     let options = SourceOptions {
         text_field: recipe.data.text_field.clone(),
         document_separator: recipe.data.document_separator.clone(),
     };
     let mut sources = Vec::new();
-    for spec in &paths.sources {
+    for spec in specs {
         sources.extend(Source::resolve(spec, &options)?);
     }
     Ok(sources)

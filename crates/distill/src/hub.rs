@@ -70,12 +70,24 @@ impl Models {
         };
         let mut sources = Vec::new();
         for source in &recipe.data.sources {
-            match source.strip_prefix("hf:") {
-                Some(place) => sources.extend(self.dataset(source, place)?),
-                None => sources.push(source.clone()),
+            sources.push(self.text(source)?);
+        }
+        let (mut writer, mut prompts) = (None, Vec::new());
+        if let Some(generate) = &recipe.data.generate {
+            writer = Some(self.model(&generate.model, Want::Model)?);
+            for source in &generate.prompts {
+                prompts.extend(self.text(source)?);
             }
         }
-        Ok(LocalPaths { student, teacher, tokenizer, sources })
+        Ok(LocalPaths { student, teacher, tokenizer, sources, writer, prompts, samples: None })
+    }
+
+    /// The files of a source.
+    fn text(&self, source: &str) -> Result<Vec<String>, HubError> {
+        match source.strip_prefix("hf:") {
+            Some(place) => self.dataset(source, place),
+            None => Ok(vec![source.to_owned()]),
+        }
     }
 
     /// A Hugging Face directory or a GGUF file.

@@ -12,6 +12,7 @@ mod hub;
 mod output;
 mod progress;
 mod run_directory;
+mod writer;
 
 use std::process::ExitCode;
 

@@ -1,8 +1,9 @@
 //! Progress on stderr.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use distill_train::generate::Written;
 use distill_train::{Observer, Record};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -94,6 +95,45 @@ impl Observer for TrainingBar {
 }
 
 impl Drop for TrainingBar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// The bar of generated text: tokens, tokens a second, time left.
+pub struct GenerationBar {
+    bar: ProgressBar,
+    tokens: u64,
+    begun: Instant,
+    /// Tokens that were there at the beginning.
+    there: Option<u64>,
+    /// When a line was last written, where there is no terminal.
+    line: Instant,
+}
+
+impl GenerationBar {
+    /// A bar for `tokens` tokens.
+    pub fn new(tokens: u64) -> Self {
+        let bar = ProgressBar::new(tokens);
+        bar.set_style(style("writing {bar:32} {human_pos}/{human_len} tokens {msg} {eta} left"));
+        Self { bar, tokens, begun: Instant::now(), there: None, line: Instant::now() }
+    }
+
+    /// Moves on.
+    pub fn show(&mut self, written: &Written) {
+        let position = (written.counts.tokens + written.in_the_making).min(self.tokens);
+        let drawn = position - *self.there.get_or_insert(written.counts.tokens.min(position));
+        let speed = drawn as f64 / self.begun.elapsed().as_secs_f64();
+        self.bar.set_message(format!("· {speed:.0} tok/s ·"));
+        self.bar.set_position(position);
+        if self.bar.is_hidden() && self.line.elapsed() > Duration::from_secs(30) {
+            self.line = Instant::now();
+            eprintln!("{position} of {} tokens, {speed:.0} tok/s", self.tokens);
+        }
+    }
+}
+
+impl Drop for GenerationBar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }

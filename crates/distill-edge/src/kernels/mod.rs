@@ -21,7 +21,7 @@ mod x86_64;
 
 pub(crate) use attention::{Attend, CHUNK, Cached, Element, POSITIONS, Queries, Total};
 pub(crate) use codes::{Block, Codes, SIDE_BY_SIDE};
-pub(crate) use scalar::merge;
+pub(crate) use scalar::{exponential, merge};
 
 use crate::model::KernelChoice;
 

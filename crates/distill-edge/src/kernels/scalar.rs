@@ -198,7 +198,7 @@ fn read_all(bytes: &[u8]) {
 }
 
 /// The constants of [`exp`].
-pub(super) mod exponential {
+pub(crate) mod exponential {
     /// Below, the result would be denormal: e^−87.3 ≈ 1.2e-38.
     pub const LEAST: f32 = -87.3;
     /// Above, 2^n would not be finite: e^88.3 ≈ 2.2e38.

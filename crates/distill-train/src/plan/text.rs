@@ -25,6 +25,8 @@ pub struct Text {
     pub sample_bytes: u64,
     /// The longest document, of those that were read.
     pub longest_bytes: u64,
+    /// Those of `tokens` that a model writes.
+    pub generated: u64,
 }
 
 impl Text {
@@ -34,6 +36,18 @@ impl Text {
     /// [`TrainError::Data`].
     pub fn count(recipe: &Recipe, paths: &LocalPaths) -> Result<(Self, TextTokenizer), TrainError> {
         let sources = sources(recipe, paths)?;
+        let generated = recipe.data.generate.as_ref().map_or(0, |generate| generate.tokens);
+        if sources.is_empty() && generated > 0 {
+            let text = Self {
+                bytes: 0,
+                tokens: generated,
+                counted: true,
+                sample_bytes: 0,
+                longest_bytes: 0,
+                generated,
+            };
+            return Ok((text, prepare::named_tokenizer(recipe, paths)?));
+        }
         let (mut sample, mut sample_bytes) = (Vec::new(), 0);
         let (mut bytes, mut longest, mut whole) = (0, 0, true);
         for document in documents(&sources)? {
@@ -75,7 +89,8 @@ impl Text {
         let share = bytes as f64 / sample_bytes.max(1) as f64;
         let text = Self {
             bytes,
-            tokens: if whole { found } else { (found as f64 * share) as u64 },
+            tokens: generated + if whole { found } else { (found as f64 * share) as u64 },
+            generated,
             counted: whole,
             sample_bytes: sample_bytes as u64,
             longest_bytes: longest,

@@ -4,15 +4,16 @@ use std::fmt::Write;
 
 use burn::tensor::Device;
 use distill_recipe::{Document, Engine, Recipe};
+use distill_train::generate::GenerationPlan;
 use distill_train::plan::{MemoryPlan, Shapes, Time};
-use distill_train::{LocalPaths, Plan, TrainError, prepare};
+use distill_train::{Generation, LocalPaths, Plan, TrainError, prepare};
 use serde::Serialize;
 
 use crate::budget::{self, DevicePlan, Reads};
 use crate::failure::Failure;
 use crate::output::{put, put_line};
 use crate::progress::spinner;
-use crate::{cli, hub};
+use crate::{cli, hub, writer};
 
 /// A plan of both sides.
 #[derive(Clone, Debug, Serialize)]
@@ -22,8 +23,25 @@ pub struct WholePlan {
     /// What training takes.
     #[serde(flatten)]
     training: Plan,
+    /// What the text takes that a model writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generation: Option<GenerationPlan>,
+    /// The parts of the text that have a weight of their own, if there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    mix: Vec<Mixed>,
     /// What the device will do.
     device: DevicePlan,
+}
+
+/// A part of the text.
+#[derive(Clone, Debug, Serialize)]
+struct Mixed {
+    /// Its source.
+    name: String,
+    /// Its share in what is trained on.
+    share: f64,
+    /// How often it is read, where its tokens were counted.
+    epochs: Option<f64>,
 }
 
 /// The verb.
@@ -32,8 +50,10 @@ pub fn plan(args: &cli::Plan) -> Result<(), Failure> {
     distill_ops::memory::keep_what_is_freed();
     let (document, recipe) = Recipe::from_path(&args.recipe.recipe, &args.recipe.set)?;
     let device = prepare::device(recipe.backend).map_err(TrainError::from)?;
-    let paths = hub::local_paths(&recipe)?;
-    let plan = WholePlan::new(&recipe, &document, &args.recipe.set, &paths, &device)?;
+    let mut paths = hub::local_paths(&recipe)?;
+    let generation = writer::open(&recipe, &mut paths)?;
+    let (set, generation) = (&args.recipe.set, generation.as_ref());
+    let plan = WholePlan::new(&recipe, &document, set, &paths, generation, &device)?;
     if args.json {
         let json = serde_json::to_string(&plan)
             .map_err(|error| Failure::Usage(format!("the plan has no JSON form: {error}")))?;
@@ -52,16 +72,21 @@ impl WholePlan {
         document: &Document,
         overrides: &[String],
         paths: &LocalPaths,
+        generation: Option<&Generation>,
         device: &Device,
     ) -> Result<Self, Failure> {
         let shapes = Shapes::read(recipe, paths)?;
         budget::check(recipe, &shapes.student, document, overrides)?;
         let bar = spinner("planning");
         let training = Plan::new(recipe, paths, &shapes, device);
+        let generation = generation.map(Generation::plan).transpose();
         bar.finish_and_clear();
+        let training = training?;
         Ok(Self {
             name: recipe.name.clone(),
-            training: training?,
+            generation: generation?,
+            mix: mix(recipe, &training),
+            training,
             device: DevicePlan::new(recipe, &shapes.student),
         })
     }
@@ -87,7 +112,17 @@ impl WholePlan {
             true => "counted".to_owned(),
             false => format!("estimated by the first {}", bytes(text.sample_bytes)),
         };
-        rows.add("text", format!("{} tokens ({how}) in {}", count(text.tokens), bytes(text.bytes)));
+        if text.bytes > 0 {
+            let read = count(text.tokens - text.generated);
+            rows.add("text", format!("{read} tokens ({how}) in {}", bytes(text.bytes)));
+        }
+        if let Some(generation) = &self.generation {
+            rows.generation(generation);
+        }
+        for part in &self.mix {
+            let epochs = part.epochs.map_or(String::new(), |n| format!(", read {n:.1} times"));
+            rows.part(&part.name, format!("{:>3.0} % of training{epochs}", 100.0 * part.share));
+        }
         rows.add(
             "training",
             format!(
@@ -122,6 +157,32 @@ impl WholePlan {
     }
 }
 
+/// The parts of a recipe's text and what becomes of them.
+fn mix(recipe: &Recipe, plan: &Plan) -> Vec<Mixed> {
+    let (data, names) = (&recipe.data, prepare::part_names(recipe));
+    if names.len() < 2 {
+        return Vec::new();
+    }
+    let mut weights = data.weights.clone().unwrap_or_else(|| vec![1.0]);
+    weights.extend(data.generate.as_ref().and_then(|generate| generate.weight));
+    let total: f64 = weights.iter().sum();
+    let (text, trained) = (&plan.text, (plan.steps * plan.step_tokens) as f64);
+    let sources = names.len() - usize::from(data.generate.is_some());
+    let parts = names.into_iter().zip(weights).enumerate();
+    let mixed = parts.map(|(n, (name, weight))| {
+        // The tokens of several sources were counted together.
+        let tokens = match n {
+            _ if n == sources => Some(text.generated),
+            _ if sources == 1 => Some(text.tokens - text.generated),
+            _ => None,
+        };
+        let share = weight / total;
+        let epochs = tokens.map(|tokens| share * trained / (tokens as f64 * (1.0 - data.held_out)));
+        Mixed { name, share, epochs }
+    });
+    mixed.collect()
+}
+
 /// Lines of a name and what is to be said of it.
 #[derive(Default)]
 struct Rows(String);
@@ -133,6 +194,19 @@ impl Rows {
 
     fn part(&mut self, name: &str, value: String) {
         let _ = writeln!(self.0, "    {name:<22} {value}");
+    }
+
+    fn generation(&mut self, generation: &GenerationPlan) {
+        let time = match generation.tokens_per_second {
+            Some(speed) => format!(
+                "{} at {speed:.0} tokens/s, {} of them there",
+                duration(generation.seconds()),
+                count(generation.there)
+            ),
+            None => "all of them there".to_owned(),
+        };
+        let (tokens, disk) = (count(generation.tokens), bytes(generation.bytes));
+        self.add("generated", format!("{tokens} tokens: {time}; about {disk} on disk"));
     }
 
     fn memory(&mut self, memory: &MemoryPlan) {

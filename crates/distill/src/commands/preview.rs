@@ -8,11 +8,16 @@ use crate::failure::Failure;
 use crate::hub;
 use crate::output::put_line;
 use crate::progress::spinner;
+use crate::writer;
 
 /// Prints tokens and loss mask of the first training samples, in training order.
 pub fn preview(args: &cli::Preview) -> Result<(), Failure> {
     let (_, recipe) = Recipe::from_path(&args.recipe.recipe, &args.recipe.set)?;
-    let paths = hub::local_paths(&recipe)?;
+    let mut paths = hub::local_paths(&recipe)?;
+    if let Some(generation) = writer::open(&recipe, &mut paths)? {
+        // What is there is enough for a look.
+        writer::write(&recipe, &generation, 1)?;
+    }
     let scratch = tempfile::tempdir()
         .map_err(Failure::io("creating a directory in", &std::env::temp_dir()))?;
     let bar = spinner("reading the data");

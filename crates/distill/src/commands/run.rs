@@ -1,6 +1,7 @@
 //! `distill run`: plan, prepare, train, export, verify, report. Each step leaves files behind that
 //! the next one reads, so a run that was cut short goes on with `--resume`.
 
+use distill_data::Dataset;
 use distill_eval::runtime;
 use distill_models::LoadReport;
 use distill_recipe::Recipe;
@@ -11,7 +12,7 @@ use super::plan::WholePlan;
 use super::{export, report, verify};
 use crate::failure::Failure;
 use crate::progress::{TrainingBar, spinner};
-use crate::{cli, hub, run_directory};
+use crate::{cli, hub, run_directory, writer};
 
 /// The plan, in the run directory.
 const PLAN: &str = "plan.json";
@@ -31,17 +32,23 @@ pub fn run(args: &cli::Run) -> Result<(), Failure> {
 fn on_this_thread(args: &cli::Run) -> Result<(), Failure> {
     let (document, recipe) = Recipe::from_path(&args.recipe.recipe, &args.recipe.set)?;
     let device = prepare::device(recipe.backend).map_err(distill_train::TrainError::from)?;
-    let paths = hub::local_paths(&recipe)?;
+    let mut paths = hub::local_paths(&recipe)?;
+    let generation = writer::open(&recipe, &mut paths)?;
     let run = if args.resume {
         run_directory::newest(&recipe)?
     } else {
-        let plan = WholePlan::new(&recipe, &document, &args.recipe.set, &paths, &device)?;
+        let (set, generation) = (&args.recipe.set, generation.as_ref());
+        let plan = WholePlan::new(&recipe, &document, set, &paths, generation, &device)?;
         eprint!("{}", plan.text());
         let run = run_directory::create(&recipe, &document.text)?;
         run_directory::write_json(&run.join(PLAN), &plan)?;
         run
     };
     eprintln!("run {}", run.display());
+    if let Some(generation) = &generation {
+        writer::write(&recipe, generation, u64::MAX)?;
+    }
+    drop(generation);
 
     let bar = spinner("reading models and data");
     let prepared = prepare::prepare(&recipe, &paths, &run, &device, &mut |_| bar.tick());
@@ -63,6 +70,7 @@ fn on_this_thread(args: &cli::Run) -> Result<(), Failure> {
         recipe.data.sequence_length,
         prepared.dataset.held_out.len()
     );
+    mix(&recipe, &prepared.dataset);
     match &prepared.teacher_model {
         Some(TeacherModel::Graph(_, report)) => loaded("teacher", report),
         Some(TeacherModel::Runtime(model)) => {
@@ -101,6 +109,18 @@ fn on_this_thread(args: &cli::Run) -> Result<(), Failure> {
     match parity {
         Some(parity) if !parity.passed => Err(verify::failure(&run, &parity)),
         _ => Ok(()),
+    }
+}
+
+/// Says what an epoch is mixed of.
+fn mix(recipe: &Recipe, dataset: &Dataset) {
+    let (parts, epoch) = (dataset.train.parts(), dataset.train.len() as f64);
+    if parts.len() < 2 {
+        return;
+    }
+    for (name, (sequences, quota)) in prepare::part_names(recipe).iter().zip(parts) {
+        let (share, times) = (100.0 * quota as f64 / epoch, quota as f64 / sequences as f64);
+        eprintln!("  {share:.0} % of {name}: {sequences} sequences, {times:.1} times an epoch");
     }
 }
 

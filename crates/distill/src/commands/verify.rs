@@ -14,7 +14,7 @@ use super::export::Source;
 use crate::failure::Failure;
 use crate::output::put_line;
 use crate::progress::spinner;
-use crate::{cli, hardware, hub, run_directory};
+use crate::{cli, hardware, hub, run_directory, writer};
 
 /// Prompts that both continue greedily, cut from the held-out text.
 const GREEDY_PROMPTS: usize = 4;
@@ -42,7 +42,11 @@ const PROOF: usize = 4096;
 pub fn command(args: &cli::RunDirectory) -> Result<(), Failure> {
     let recipe = run_directory::recipe(&args.run)?;
     let (checkpoint, _) = super::export::source(&args.run)?;
-    let paths = hub::local_paths(&recipe)?;
+    let mut paths = hub::local_paths(&recipe)?;
+    if let Some(generation) = writer::open(&recipe, &mut paths)? {
+        // What was measured on, if it is gone.
+        writer::write(&recipe, &generation, u64::MAX)?;
+    }
     let tokenizer = prepare::read_tokenizer(&checkpoint)?;
     let dataset = prepare::dataset(&recipe, &paths, &tokenizer, &mut |_| {})?;
     let parity = verify(&recipe, &args.run, &checkpoint, &tokenizer, &dataset)?;

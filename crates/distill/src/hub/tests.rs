@@ -530,6 +530,6 @@ fn a_recipe_gets_a_path_for_everything_it_names() {
     assert_eq!(paths.student, None);
     assert!(paths.teacher.unwrap().join("model.safetensors").exists());
     assert!(paths.tokenizer.unwrap().join("tokenizer.json").exists());
-    assert_eq!(paths.sources[0], "x/*.txt");
-    assert_eq!(fs::read(&paths.sources[1]).unwrap(), b"text");
+    assert_eq!(paths.sources[0], ["x/*.txt"]);
+    assert_eq!(fs::read(&paths.sources[1][0]).unwrap(), b"text");
 }

@@ -9,7 +9,8 @@ use std::cell::Cell;
 use std::path::Path;
 
 use distill_edge::{
-    Activations, EdgeError, KvType, LoadOptions, Model, Session, SessionOptions, Tokenizer,
+    Activations, Batch, BatchOptions, EdgeError, KvType, LoadOptions, Model, Session,
+    SessionOptions, Tokenizer,
 };
 use distill_gguf::{GgmlType, GgufFile, GgufWriter};
 use tiny_model::{Draft, SHAPE, Shape};
@@ -93,6 +94,35 @@ fn a_session_allocates_what_it_said_and_nothing_when_it_runs() {
                 });
                 assert!(used <= 4 * context, "{used} of which {} are the prompt", 4 * context);
             }
+        }
+    }
+}
+
+#[test]
+fn a_batch_allocates_what_it_said_and_nothing_when_it_runs() {
+    for activations in [Activations::Float, Activations::Q8_0] {
+        let model = load(&Draft::new(SHAPE, GgmlType::Q4_0, GgmlType::Q8_0), Some(activations));
+        for (sequences, context, kv) in
+            [(1, 17, KvType::F16), (5, 300, KvType::Q8_0), (140, 9, KvType::F32)]
+        {
+            let options = BatchOptions { sequences, context, kv, threads: 1 };
+            let expected = Batch::bytes(&model, &options);
+            let before = LIVE.get();
+            let (batch, used) = peak(|| Batch::new(&model, &options).unwrap());
+            let mut batch = batch;
+            let held = (LIVE.get() - before) as usize;
+            // The rest is the handles' own bytes, and the cache lines that caches begin on.
+            let slack = 4096 + 128 * sequences;
+            for bytes in [used, held] {
+                let within = (expected..expected + slack).contains(&bytes);
+                assert!(within, "{bytes}, {expected} expected, {options:?}");
+            }
+            let row: Vec<(usize, u32)> = (0..sequences).map(|sequence| (sequence, 3)).collect();
+            let (_, used) = peak(|| {
+                batch.read(0, &[1, 2]).unwrap();
+                batch.decode(&row, |_, _| {}).unwrap();
+            });
+            assert_eq!(used, 0, "{options:?}");
         }
     }
 }

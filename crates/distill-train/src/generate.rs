@@ -30,7 +30,7 @@ const HOPELESS: f64 = 0.02;
 /// Seconds that a probe of the speed takes.
 const PROBE: f64 = 1.5;
 /// What a token takes on disk: its number and its text.
-const TOKEN_BYTES: u64 = 12;
+const TOKEN_BYTES: u64 = 9;
 
 /// The text of a recipe's `[data.generate]`.
 #[derive(Debug)]

@@ -60,7 +60,7 @@ checkpoint = "best"
 
 fn train(recipe: &Recipe, run: &Path) -> PathBuf {
     let device = prepare::device(recipe.backend).expect("flex");
-    let paths = LocalPaths { sources: recipe.data.sources.clone(), ..LocalPaths::default() };
+    let paths = LocalPaths { sources: vec![recipe.data.sources.clone()], ..LocalPaths::default() };
     std::fs::create_dir_all(run).expect("create");
     let prepared = prepare::prepare(recipe, &paths, run, &device, &mut |_| {}).expect("prepared");
     let first = || Ok(prepared.first_student(recipe, &paths, &device)?.0);

@@ -163,7 +163,7 @@ simd! {
             let mut lanes = [0.0; BLOCK];
             for ((x, gradient), lane) in x.iter().zip(gradient).zip(&mut lanes) {
                 let position = q4_0::position(*x, reciprocal);
-                let inside = position >= 0.0 && position < 16.0;
+                let inside = (0.0..16.0).contains(&position);
                 let code = position.clamp(0.0, 15.0).trunc() - 8.0;
                 // 0 of a zero block, whose code is 0 too.
                 let slope = if inside { code - x * reciprocal } else { code };

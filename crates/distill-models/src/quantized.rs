@@ -151,13 +151,17 @@ pub fn round(
     }
 }
 
-/// The model with the scales that follow from its weights, as its own: they can be trained then.
-pub fn with_scales_of_weights(model: LlamaForCausalLM, grids: &WeightGrids) -> LlamaForCausalLM {
+/// The model with scales of its own on every Q4_0 matrix: those that it has, else those that follow
+/// from the weights. They can be trained then.
+pub fn with_own_scales(model: LlamaForCausalLM, grids: &WeightGrids) -> LlamaForCausalLM {
     let mut scales = BTreeMap::new();
     parameters::for_each(&model, |name, _, values| {
-        if grids.of(name) == WeightGrid::Q4_0 {
+        if is_block_scale(name) {
+            scales.insert(block_scale_owner(name), values);
+        } else if grids.of(name) == WeightGrid::Q4_0 {
             let of = |block: &[f32; BLOCK]| f16::to_f32(BlockQ4_0::quantize(block).d);
-            scales.insert(name.to_string(), values.as_chunks().0.iter().map(of).collect());
+            let from_weights = values.as_chunks().0.iter().map(of).collect();
+            scales.entry(name.to_string()).or_insert(from_weights);
         }
     });
     model.with_block_scales(scales)

@@ -26,7 +26,7 @@ pub const TENSORBOARD: &str = "tensorboard";
 pub struct Record {
     /// Optimiser steps done.
     pub step: usize,
-    /// What was measured: `train`, `eval`, `full_precision`, `post_training_quantized`.
+    /// What was measured: `train`, `eval`, `full_precision`, `post_training_quantized`, `start`.
     pub split: String,
     /// Named figures, in order.
     pub values: Vec<(String, f64)>,

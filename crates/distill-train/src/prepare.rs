@@ -1,5 +1,6 @@
 //! From a resolved recipe to everything the loop needs: tokenizer, data, teacher, student.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
@@ -14,7 +15,9 @@ use distill_models::{
     ActivationGrid, Backend, LlamaConfig, LlamaForCausalLM, LoadReport, LoraOptions, ModelError,
     TokenIds, WeightGrid, WeightGrids, load_pretrained,
 };
-use distill_recipe::{DivergenceKind, Engine, NewModel, Recipe, StudentInit, TokenizerChoice};
+use distill_recipe::{
+    DivergenceKind, Engine, Method, NewModel, Recipe, Scales, StudentInit, TokenizerChoice,
+};
 
 use crate::TrainError;
 use crate::checkpoint::write_tokenizer;
@@ -256,7 +259,13 @@ impl Prepared {
     ) -> Result<(LlamaForCausalLM, Option<LoadReport>), TrainError> {
         match (&recipe.student.init, &paths.student, &paths.teacher) {
             (StudentInit::From(_), Some(path), _) => {
-                let (model, report) = load_pretrained(path, device)?;
+                let (mut model, report) = load_pretrained(path, device)?;
+                let keeps_scales = |q: &distill_recipe::Quantize| {
+                    q.method == Method::Round && q.scales != Scales::Weights
+                };
+                if !recipe.quantize.as_ref().is_some_and(keeps_scales) {
+                    model = model.with_block_scales(BTreeMap::new());
+                }
                 Ok((model, Some(report)))
             }
             (StudentInit::KeepLayers(keep), _, Some(path)) => {

@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use distill_data::{Batch, Cursor};
 use distill_eval::Score;
 use distill_models::parameters::NamedTensors;
-use distill_models::quantized::with_scales_of_weights;
+use distill_models::quantized::with_own_scales;
 use distill_models::{LlamaForCausalLM, WeightGrids};
 use distill_recipe::{Choice, Method, Quantize, Recipe, Scales, StudentInit};
 
@@ -286,7 +286,7 @@ impl<'a> Trainer<'a> {
         let text = post_training::calibration(train, quantize.calibration_sequences);
         let device = self.device.clone();
         self.student.replace(|masters| match quantize.method {
-            Method::Round => with_scales_of_weights(masters, &grids),
+            Method::Round => with_own_scales(masters, &grids),
             method => {
                 post_training::quantize(masters, &grids, method, &text, &device, &mut |done, of| {
                     observer.quantized(done, of);

@@ -42,7 +42,7 @@ fn the_quickstart_trains_exports_verifies_and_reports() {
         "--set",
         "export.parity_positions=512",
     ]);
-    for row in ["teacher", "full precision", "post-training quantised", "exported"] {
+    for row in ["teacher", "full precision", "rounded to nearest", "exported"] {
         assert!(table.contains(row), "no row `{row}` in\n{table}");
     }
     let runs = std::fs::read_dir(output.path().join("quickstart")).expect("runs");

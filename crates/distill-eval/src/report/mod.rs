@@ -119,6 +119,8 @@ pub enum RowKind {
     FullPrecision,
     /// The same weights, simply rounded.
     PostTrainingQuantized,
+    /// The same weights as the recipe's method put them on the grid, before any training there.
+    Start,
     /// The student trained with rounding, in the training graph.
     QuantizationAware,
     /// The exported file, through the edge runtime: what ships.

@@ -11,7 +11,7 @@ use distill_edge::{
 use distill_eval::report::{Curve, ExportedFile, Row, RowKind, RunReport, Sample, html, table};
 use distill_eval::{Parity, Score, runtime};
 use distill_models::parameters;
-use distill_recipe::{Recipe, StudentInit};
+use distill_recipe::{Method, Recipe, StudentInit};
 use distill_train::TeacherModel;
 use distill_train::evaluate::evaluate;
 use distill_train::metrics::{self, Record};
@@ -114,18 +114,30 @@ fn graph_rows(
         rows.extend(record.map(|r| row(RowKind::FullPrecision, "student", &graph(r), r, masters)));
         return Ok(rows);
     }
+    let start = match recipe.quantize.as_ref().map(|quantize| quantize.method) {
+        Some(Method::Gptq) => "student, by GPTQ",
+        Some(Method::Search) => "student, scales searched",
+        Some(Method::Round) | None => "student, rounded, scales its own",
+    };
     for (split, kind, name, bytes) in [
         ("full_precision", RowKind::FullPrecision, "student, full precision", masters),
         (
             "post_training_quantized",
             RowKind::PostTrainingQuantized,
-            "student, post-training quantised",
+            "student, rounded to nearest",
             shipped,
         ),
-        ("eval", RowKind::QuantizationAware, "student, quantisation-aware", shipped),
+        ("start", RowKind::Start, start, shipped),
     ] {
         rows.extend(newest(split).map(|r| row(kind, name, &graph(r), r, bytes)));
     }
+    // Of the checkpoint that was exported, which need not be the last.
+    let step =
+        checkpoint.file_name().and_then(|name| name.to_str()?.strip_prefix("step-")?.parse().ok());
+    let at_step = |r: &&Record| r.split == "eval" && step.is_none_or(|step: usize| r.step == step);
+    let trained = records.iter().rev().find(at_step).or_else(|| newest("eval"));
+    let (kind, name) = (RowKind::QuantizationAware, "student, quantisation-aware");
+    rows.extend(trained.map(|r| row(kind, name, &graph(r), r, shipped)));
     Ok(rows)
 }
 

@@ -107,11 +107,13 @@ fn load(
     };
     let shape_of_scales = |name: &String| {
         let matrix = expected.get(&block_scale_owner(name));
-        let matrix = matrix.filter(|dims| dims.len() == 2).ok_or_else(|| ModelError::Tensors {
-            path: path.to_path_buf(),
-            missing: Vec::new(),
-            unexpected: vec![name.clone()],
-        })?;
+        let matrix = matrix
+            .filter(|dims| dims.len() == 2 && dims[1].is_multiple_of(distill_quant::BLOCK))
+            .ok_or_else(|| ModelError::Tensors {
+                path: path.to_path_buf(),
+                missing: Vec::new(),
+                unexpected: vec![name.clone()],
+            })?;
         Ok::<_, ModelError>(vec![matrix[0], matrix[1] / distill_quant::BLOCK])
     };
     let of_scales = scales.iter().map(|name| Ok((name, shape_of_scales(name)?)));

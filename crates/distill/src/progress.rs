@@ -89,6 +89,13 @@ impl Observer for TrainingBar {
         }
     }
 
+    fn quantized(&mut self, layers: usize, of: usize) {
+        self.bar.set_message(format!("layer {layers} of {of} comes to the grid ·"));
+        if self.bar.is_hidden() && layers.is_multiple_of(of.div_ceil(5)) {
+            eprintln!("{layers} of {of} layers on the grid");
+        }
+    }
+
     fn checkpoint(&mut self, path: &Path) {
         self.say(&format!("checkpoint {}", path.display()));
     }

@@ -313,9 +313,13 @@ impl Gram {
         (0..self.width).map(|k| self.sums[k * self.width + k]).collect()
     }
 
-    /// R of (H + damping)⁻¹ = RᵀR. A column that is never anything but zero has a diagonal of one.
+    /// R of (H + damping)⁻¹ = RᵀR. Of a column that is always zero the diagonal is the damping alone.
     fn inverse_factor(&self) -> Vec<f32> {
         let n = self.width;
+        if self.sums.iter().any(|x| !x.is_finite()) {
+            // Activations overflowed; nothing is fed back then.
+            return (0..n * n).map(|i| if i % (n + 1) == 0 { 1.0 } else { 0.0 }).collect();
+        }
         let diagonal = self.diagonal();
         let mean = diagonal.iter().map(|&x| f64::from(x)).sum::<f64>() / n as f64;
         let mut damping = DAMPING * if mean > 0.0 { mean } else { 1.0 };
@@ -327,7 +331,7 @@ impl Gram {
             if let Some(factor) = cholesky::inverse_factor(&h, n) {
                 return factor.into_iter().map(|x| x as f32).collect();
             }
-            // Rounding made it indefinite; the identity, at the latest, is not.
+            // Rounding made it indefinite; the diagonal outweighs the rest in the end.
             damping *= 10.0;
         }
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// Records, and the figures that are made of them.
 pub trait Sample {
     /// The figures' names.
-    const FIGURES: &'static [&'static str];
+    fn names(&self) -> &'static [&'static str];
 
     /// Number of records: chunks or items.
     fn len(&self) -> usize;
@@ -21,7 +21,7 @@ pub trait Sample {
         self.len() == 0
     }
 
-    /// The figures of the records drawn, one or more, in the order of [`Sample::FIGURES`].
+    /// The figures of the records drawn, one or more, in the order of [`Sample::names`].
     fn figures(&self, drawn: &[usize]) -> Vec<f64>;
 }
 
@@ -49,6 +49,13 @@ pub struct Estimate {
     pub n: usize,
 }
 
+impl Estimate {
+    /// Whether the interval leaves out zero.
+    pub fn is_real(&self) -> bool {
+        self.low > 0.0 || self.high < 0.0
+    }
+}
+
 impl Default for Bootstrap {
     fn default() -> Self {
         Self { resamples: 10_000, seed: 0 }
@@ -60,20 +67,45 @@ impl Bootstrap {
     pub const CONFIDENCE: f64 = 0.95;
 
     /// Every figure of a sample.
-    pub fn estimates<S: Sample>(&self, sample: &S) -> Vec<Estimate> {
-        self.intervals(S::FIGURES, sample.len(), |drawn| sample.figures(drawn))
+    pub fn estimates<S: Sample + ?Sized>(&self, sample: &S) -> Vec<Estimate> {
+        self.intervals(sample.names(), sample.len(), |drawn| sample.figures(drawn))
     }
 
     /// Every figure of `sample` less that of `reference`, on the same records.
     ///
     /// # Panics
     /// If one has more records than the other.
-    pub fn differences<S: Sample>(&self, sample: &S, reference: &S) -> Vec<Estimate> {
+    pub fn differences<S: Sample + ?Sized>(&self, sample: &S, reference: &S) -> Vec<Estimate> {
         assert_eq!(sample.len(), reference.len(), "records are compared in pairs");
-        self.intervals(S::FIGURES, sample.len(), |drawn| {
+        self.intervals(sample.names(), sample.len(), |drawn| {
             let pairs = sample.figures(drawn).into_iter().zip(reference.figures(drawn));
             pairs.map(|(ours, theirs)| ours - theirs).collect()
         })
+    }
+
+    /// Which share of the way from `rounded` back to `full` every figure of `sample` has gone,
+    /// (rounded − sample) / (rounded − full), all three on the same records: 1 is all of what
+    /// rounding cost. `None` where the interval of that cost holds zero: a share of a loss
+    /// that may not be there would be noise.
+    ///
+    /// # Panics
+    /// If one has more records than another.
+    pub fn recovered<S: Sample + ?Sized>(
+        &self,
+        sample: &S,
+        rounded: &S,
+        full: &S,
+    ) -> Vec<Option<Estimate>> {
+        let cost = self.differences(rounded, full);
+        assert_eq!(sample.len(), full.len(), "records are compared in pairs");
+        let shares = self.intervals(sample.names(), sample.len(), |drawn| {
+            let (ours, rounded, full) =
+                (sample.figures(drawn), rounded.figures(drawn), full.figures(drawn));
+            let of =
+                |((ours, rounded), full): ((f64, f64), f64)| (rounded - ours) / (rounded - full);
+            ours.into_iter().zip(rounded).zip(full).map(of).collect()
+        });
+        shares.into_iter().zip(cost).map(|(share, cost)| cost.is_real().then_some(share)).collect()
     }
 
     fn intervals(
@@ -145,7 +177,9 @@ mod tests {
     struct Values(Vec<f64>);
 
     impl Sample for Values {
-        const FIGURES: &'static [&'static str] = &["mean", "largest"];
+        fn names(&self) -> &'static [&'static str] {
+            &["mean", "largest"]
+        }
 
         fn len(&self) -> usize {
             self.0.len()
@@ -213,6 +247,24 @@ mod tests {
                 assert!((end - 2.0).abs() < 1e-9, "{difference:?}");
             }
         }
+    }
+
+    #[test]
+    fn the_share_recovered_is_that_of_the_means_and_pairs_cancel_what_is_shared() {
+        let full = values(100, 4);
+        let plus = |by: f64| Values(full.0.iter().map(|value| value + by).collect());
+        let bootstrap = Bootstrap { resamples: 500, seed: 0 };
+        let found = bootstrap.recovered(&plus(1.0), &plus(4.0), &full);
+        for share in found {
+            let share = share.expect("rounding has a cost");
+            for end in [share.value, share.low, share.high] {
+                assert!((end - 0.75).abs() < 1e-9, "{share:?}");
+            }
+        }
+        // Of no loss there is no share.
+        assert_eq!(bootstrap.recovered(&plus(1.0), &full, &full), [None, None]);
+        let noisy = values(100, 5);
+        assert_eq!(bootstrap.recovered(&plus(1.0), &noisy, &full)[0], None);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! both by the same code: [`Score`] on held-out text, the [`tasks`] on files. Deliberately absent: training, and any threshold that a recipe
 //! could loosen.
 
+pub mod benchmark;
 pub mod bootstrap;
 mod error;
 pub mod evaluation;

@@ -63,6 +63,9 @@ pub(crate) const KEEP_CHECKPOINTS: usize = 2;
 pub(crate) const LEARNING_RATE_FACTOR: f64 = 1.0;
 
 pub(crate) const EVAL_SEQUENCES: usize = 8;
+/// That of llama-perplexity.
+pub(crate) const TASK_CONTEXT: usize = 512;
+pub(crate) const BASELINES: [Method; 3] = [Method::Round, Method::Search, Method::Gptq];
 pub(crate) const PROMPTS: [&str; 3] =
     ["Once upon a time", "The most important thing about", "In the year 1900,"];
 pub(crate) const MAX_NEW_TOKENS: usize = 64;

@@ -15,6 +15,7 @@ mod resolve;
 pub mod resolved;
 mod schema;
 mod shape;
+mod student_keys;
 
 pub use document::Document;
 pub use error::{Problem, RecipeError};
@@ -23,6 +24,6 @@ pub use resolved::{
     ActivationGrid, Backend, Choice, Data, Device, Distill, DivergenceKind, Engine, Eval, Export,
     Generate, KvCache, LearningRateFactors, LocalTeacher, Lora, LoraTarget, Method, ModelRef,
     NewModel, OptimizerState, Precision, Quantize, Recipe, Scales, Schedule, Student, StudentInit,
-    Teacher, TokenizerChoice, Train, WeightGrid,
+    Tasks, Teacher, TokenizerChoice, Train, WeightGrid,
 };
 pub use schema::schema;

@@ -185,6 +185,15 @@ pub enum ProblemKind {
         /// Sources.
         sources: usize,
     },
+    /// Benchmarks of nothing.
+    #[error("[eval.tasks] names no file")]
+    NoTask,
+    /// Benchmarks of a file that is not written.
+    #[error("[eval.tasks] measures the exported file, and `export.gguf` is false")]
+    TasksWithoutExport,
+    /// Ways to a grid that is not there.
+    #[error("`eval.tasks.baselines` are ways to the grid, and there is no [quantize]")]
+    BaselinesWithoutGrid,
     /// Text from nobody.
     #[error("[data.generate] does not say which model writes, and there is no teacher")]
     GenerateFromNobody,
@@ -425,6 +434,15 @@ impl ProblemKind {
                 "write one number a source, for example [{}], or remove `weights`",
                 vec!["1"; *sources].join(", ")
             ),
+            Self::NoTask => "name one: `perplexity = [\"text.txt\"]`, `choice` or `last_word`; or \
+                 remove [eval.tasks]"
+                .to_owned(),
+            Self::TasksWithoutExport => {
+                "remove `gguf = false`, or measure another way, with `distill eval`".to_owned()
+            }
+            Self::BaselinesWithoutGrid => {
+                "remove `baselines`, or add [quantize] with the grid that ships".to_owned()
+            }
             Self::GenerateFromNobody => {
                 "add `from`, or [teacher.local] with `from`, whose text it then is".to_owned()
             }
@@ -504,6 +522,9 @@ impl ProblemKind {
             Self::Budget { .. } => "out of reach",
             Self::NoText => "incomplete",
             Self::Weights { .. } => "not one a source",
+            Self::NoTask => "measures nothing",
+            Self::TasksWithoutExport => "of which file?",
+            Self::BaselinesWithoutGrid => "ways to which grid?",
             Self::GenerateFromNobody => "by which model?",
             Self::GenerateRevisionWithoutFrom => "revision of what?",
             Self::GenerateForNewTokenizer => "other tokens",

@@ -500,6 +500,32 @@ pub(crate) struct Eval {
     /// Longest continuation, in tokens.
     #[schemars(range(min = 1, max = 1_048_576), extend("default" = defaults::MAX_NEW_TOKENS))]
     pub(crate) max_new_tokens: Option<Written<usize>>,
+    pub(crate) tasks: Option<Written<Tasks>>,
+}
+
+/// Benchmarks on files, measured through the runtime at the end of a run: of the student in full
+/// precision, on the grid by post-training methods, and as exported. At least one file.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tasks {
+    /// Texts, for perplexity and the divergence from full precision.
+    pub(crate) perplexity: Option<Written<Vec<Written<String>>>>,
+    /// Multiple choice: JSONL of `{"query", "choices", "gold"}`.
+    pub(crate) choice: Option<Written<Vec<Written<String>>>>,
+    /// Last-word accuracy: JSONL of `{"context", "continuation"}`.
+    pub(crate) last_word: Option<Written<Vec<Written<String>>>>,
+    /// Tokens of a window of text; perplexity is that of each window's second half.
+    #[schemars(range(min = 4, max = 1_048_576), extend("default" = defaults::TASK_CONTEXT))]
+    pub(crate) context: Option<Written<usize>>,
+    /// The most windows of a text. Default: all.
+    #[schemars(range(min = 1))]
+    pub(crate) chunks: Option<Written<usize>>,
+    /// The most questions or passages of a file. Default: all.
+    #[schemars(range(min = 1))]
+    pub(crate) limit: Option<Written<usize>>,
+    /// Ways to the grid without training that are measured beside the exported student.
+    #[schemars(extend("default" = defaults::BASELINES))]
+    pub(crate) baselines: Option<Written<Vec<Written<Method>>>>,
 }
 
 /// What is written at the end.

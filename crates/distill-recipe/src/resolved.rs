@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::student_keys::StudentKeys;
+
 /// A whole run: from a teacher to an exported student.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
@@ -548,6 +550,30 @@ pub struct Eval {
     pub prompts: Vec<String>,
     /// Longest continuation, in tokens.
     pub max_new_tokens: usize,
+    /// Benchmarks of the student in full precision, by post-training methods and as exported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<Tasks>,
+}
+
+/// Benchmarks on files, through the runtime.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tasks {
+    /// Texts.
+    pub perplexity: Vec<String>,
+    /// Multiple choice, JSONL.
+    pub choice: Vec<String>,
+    /// Last-word accuracy, JSONL.
+    pub last_word: Vec<String>,
+    /// Tokens of a window.
+    pub context: usize,
+    /// The most windows of a text; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunks: Option<usize>,
+    /// The most items of a file; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Ways to the grid without training that are measured beside the exported student.
+    pub baselines: Vec<Method>,
 }
 
 /// What is written at the end.
@@ -574,88 +600,4 @@ pub enum Choice {
     /// That with the least divergence from the teacher on held-out text, every weight as it ships;
     /// without a teacher, with the least loss.
     Best,
-}
-
-/// The table `[student]`, key by key.
-#[derive(Clone, Serialize, Deserialize)]
-struct StudentKeys {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    from: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    revision: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    keep_layers: Option<Vec<usize>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    tokenizer: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    train_tokenizer: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    config: Option<NewModel>,
-}
-
-impl From<Student> for StudentKeys {
-    fn from(student: Student) -> Self {
-        let mut keys = Self {
-            from: None,
-            revision: None,
-            keep_layers: None,
-            tokenizer: None,
-            train_tokenizer: None,
-            config: None,
-        };
-        match student.init {
-            StudentInit::From(model) => {
-                keys.from = Some(model.from);
-                keys.revision = Some(model.revision);
-            }
-            StudentInit::Config(config) => keys.config = Some(config),
-            StudentInit::KeepLayers(layers) => keys.keep_layers = Some(layers),
-        }
-        match student.tokenizer {
-            TokenizerChoice::Student | TokenizerChoice::Teacher => {}
-            TokenizerChoice::From(place) => keys.tokenizer = Some(place),
-            TokenizerChoice::Train { vocab_size } => keys.train_tokenizer = Some(vocab_size),
-        }
-        keys
-    }
-}
-
-/// Why a `[student]` table that was not read through [`Recipe::from_path`] is no student.
-#[derive(Debug, thiserror::Error)]
-enum StudentKeysError {
-    #[error("[student] needs exactly one of `from`, `config` and `keep_layers`, and has {0}")]
-    Init(usize),
-    #[error("[student] has both `tokenizer` and `train_tokenizer`: keep one of them")]
-    Tokenizer,
-}
-
-impl TryFrom<StudentKeys> for Student {
-    type Error = StudentKeysError;
-
-    fn try_from(keys: StudentKeys) -> Result<Self, StudentKeysError> {
-        let revision = keys.revision.unwrap_or_else(|| crate::defaults::REVISION.to_owned());
-        let (init, inherited) = match (keys.from, keys.config, keys.keep_layers) {
-            (Some(from), None, None) => {
-                (StudentInit::From(ModelRef { from, revision }), TokenizerChoice::Student)
-            }
-            (None, Some(config), None) => (StudentInit::Config(config), TokenizerChoice::Teacher),
-            (None, None, Some(layers)) => {
-                (StudentInit::KeepLayers(layers), TokenizerChoice::Teacher)
-            }
-            (from, config, layers) => {
-                return Err(StudentKeysError::Init(
-                    usize::from(from.is_some())
-                        + usize::from(config.is_some())
-                        + usize::from(layers.is_some()),
-                ));
-            }
-        };
-        let tokenizer = match (keys.tokenizer, keys.train_tokenizer) {
-            (None, None) => inherited,
-            (Some(place), None) => TokenizerChoice::From(place),
-            (None, Some(vocab_size)) => TokenizerChoice::Train { vocab_size },
-            (Some(_), Some(_)) => return Err(StudentKeysError::Tokenizer),
-        };
-        Ok(Self { init, tokenizer })
-    }
 }

@@ -27,6 +27,9 @@ pub enum TrainError {
     /// The data could not be read.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// A model that the trained one is to be held against could not be kept.
+    #[error("a baseline of [eval.tasks]: {0}")]
+    Untrained(Box<dyn std::error::Error + Send + Sync>),
     /// A file of the run directory could not be read or written.
     #[error("{action} {}: {source}{}", path.display(), crate::error::advice(source))]
     Io {

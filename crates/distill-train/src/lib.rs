@@ -6,6 +6,7 @@
 
 pub mod backward;
 pub mod checkpoint;
+pub mod energy;
 mod error;
 pub mod evaluate;
 pub mod generate;

@@ -50,7 +50,8 @@ impl Record {
         self.values.iter().find(|(n, _)| n == name).map(|(_, v)| *v)
     }
 
-    fn to_line(&self) -> String {
+    /// The record as a line of JSON, its end included.
+    pub fn to_line(&self) -> String {
         let mut object = Map::new();
         object.insert("step".into(), self.step.into());
         object.insert("split".into(), self.split.clone().into());
@@ -91,6 +92,16 @@ pub fn read(run: &Path) -> Result<Vec<Record>, TrainError> {
         })
     };
     text.lines().enumerate().map(parse).collect()
+}
+
+/// Reads the timings of a run directory.
+///
+/// # Errors
+/// [`TrainError::Io`].
+pub fn read_timings(run: &Path) -> Result<Vec<Record>, TrainError> {
+    let path = run.join(TIMINGS);
+    let text = std::fs::read_to_string(&path).map_err(TrainError::io("reading", &path))?;
+    Ok(text.lines().filter_map(Record::from_line).collect())
 }
 
 /// Rewrites `timings.jsonl` without the steps after `last`, which will be taken again, and

@@ -14,6 +14,7 @@ use distill_recipe::{Choice, Method, Quantize, Recipe, Scales, StudentInit};
 use crate::TrainError;
 use crate::backward::MicroBatch;
 use crate::checkpoint::{self, Best, Contents, TrainState};
+use crate::energy::EnergyMeter;
 use crate::evaluate::evaluate;
 use crate::head::LossSums;
 use crate::loss::Distillation;
@@ -33,6 +34,19 @@ pub trait Observer {
     /// So many of so many layers have come to the grid.
     fn quantized(&mut self, layers: usize, of: usize) {
         let _ = (layers, of);
+    }
+    /// A model before it is trained on the grid: in full precision (`None`), or as a method brings it
+    /// there. Heard of only where the recipe has tasks.
+    ///
+    /// # Errors
+    /// Whatever keeping it fails with, which ends the run.
+    fn untrained(
+        &mut self,
+        method: Option<Method>,
+        model: &LlamaForCausalLM,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let _ = (method, model);
+        Ok(())
     }
     /// A checkpoint was written.
     fn checkpoint(&mut self, path: &std::path::Path) {
@@ -59,6 +73,7 @@ pub struct Trainer<'a> {
     step: usize,
     best: Option<Best>,
     log: MetricsLog,
+    energy: Option<EnergyMeter>,
 }
 
 impl<'a> Trainer<'a> {
@@ -96,6 +111,7 @@ impl<'a> Trainer<'a> {
             recipe,
             prepared,
             log: MetricsLog::open(&run, state.metrics_bytes)?,
+            energy: EnergyMeter::new(),
             run,
             device,
             student,
@@ -132,13 +148,17 @@ impl<'a> Trainer<'a> {
                 self.begin_on_the_grid(quantize, observer)?;
             }
             let started = Instant::now();
+            self.energy.as_mut().map(EnergyMeter::joules);
             let (record, tokens) = self.train_step()?;
             self.log.write(&record)?;
             let seconds = started.elapsed().as_secs_f64();
             let speed = tokens as f64 / seconds;
-            let timing = Record::new(self.step, "timing")
+            let mut timing = Record::new(self.step, "timing")
                 .with("seconds", seconds)
                 .with("tokens_per_second", speed);
+            if let Some(joules) = self.energy.as_mut().and_then(EnergyMeter::joules) {
+                timing = timing.with("joules", joules);
+            }
             self.log.write_timing(&timing)?;
             observer.record(&record, Some(speed));
 
@@ -273,28 +293,50 @@ impl<'a> Trainer<'a> {
     }
 
     /// Finds what training on the grid begins with, and measures it where it is not just rounding.
+    /// Where there are tasks to measure them on, full precision and all baselines are handed over.
     fn begin_on_the_grid(
         &mut self,
         quantize: &Quantize,
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
+        let mut begins = None;
+        if let Some(tasks) = &self.recipe.eval.tasks {
+            let masters = self.student.merged();
+            observer.untrained(None, &masters).map_err(TrainError::Untrained)?;
+            for &method in &tasks.baselines {
+                let model = self.by(method, masters.clone(), quantize, observer);
+                observer.untrained(Some(method), &model).map_err(TrainError::Untrained)?;
+                if method == quantize.method {
+                    begins = Some(model);
+                }
+            }
+        }
         if quantize.scales == Scales::Weights {
             return Ok(());
         }
         let grids = self.grids;
-        let train = &self.prepared.dataset.train;
-        let text = post_training::calibration(train, quantize.calibration_sequences);
-        let device = self.device.clone();
-        self.student.replace(|masters| match quantize.method {
-            Method::Round => with_own_scales(masters, &grids),
-            method => {
-                post_training::quantize(masters, &grids, method, &text, &device, &mut |done, of| {
-                    observer.quantized(done, of);
-                })
-            }
-        });
+        let begins = match (begins, quantize.method) {
+            (Some(model), method) if method != Method::Round => model,
+            (_, Method::Round) => with_own_scales(self.student.merged(), &grids),
+            (_, method) => self.by(method, self.student.merged(), quantize, observer),
+        };
+        self.student.replace(|_| begins);
         self.measure("start", &grids, observer)?;
         Ok(())
+    }
+
+    /// What a method makes of a model.
+    fn by(
+        &self,
+        method: Method,
+        model: LlamaForCausalLM,
+        quantize: &Quantize,
+        observer: &mut dyn Observer,
+    ) -> LlamaForCausalLM {
+        let train = &self.prepared.dataset.train;
+        let text = post_training::calibration(train, quantize.calibration_sequences);
+        let mut progress = |done, of| observer.quantized(done, of);
+        post_training::quantize(model, &self.grids, method, &text, &self.device, &mut progress)
     }
 
     fn measure(

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use distill_recipe::Recipe;
 use distill_train::{TrainError, checkpoint};
+use sha2::{Digest, Sha256};
 
 use crate::failure::Failure;
 
@@ -14,6 +15,8 @@ use crate::failure::Failure;
 pub const RESOLVED: &str = "resolved.toml";
 /// The recipe as written.
 pub const RECIPE: &str = "recipe.toml";
+/// What was typed.
+pub const COMMAND: &str = "command.txt";
 
 /// Makes the directory of a new run and writes the recipe into it.
 pub fn create(recipe: &Recipe, written: &str) -> Result<PathBuf, Failure> {
@@ -29,6 +32,7 @@ pub fn create(recipe: &Recipe, written: &str) -> Result<PathBuf, Failure> {
     fs::create_dir(&run).map_err(|source| unwritable(&run, source))?;
     write(&run.join(RECIPE), written)?;
     write(&run.join(RESOLVED), &resolved(recipe)?)?;
+    write(&run.join(COMMAND), &command(std::env::args().skip(1)))?;
     Ok(run)
 }
 
@@ -103,6 +107,28 @@ pub fn write(path: &Path, text: &str) -> Result<(), Failure> {
     fs::rename(&partial, path).map_err(Failure::io("renaming", &partial))
 }
 
+/// Arguments as a POSIX shell takes them, after `distill`.
+fn command(arguments: impl Iterator<Item = String>) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    let mut line = String::from("distill");
+    for argument in arguments {
+        line.push(' ');
+        match !argument.is_empty() && argument.chars().all(plain) {
+            true => line.push_str(&argument),
+            false => line.push_str(&format!("'{}'", argument.replace('\'', "'\\''"))),
+        }
+    }
+    line
+}
+
+/// SHA-256 of a file, hexadecimal.
+pub fn sha256(path: &Path) -> Result<String, Failure> {
+    let mut file = fs::File::open(path).map_err(Failure::io("reading", path))?;
+    let mut hash = Sha256::new();
+    std::io::copy(&mut file, &mut hash).map_err(Failure::io("reading", path))?;
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// The recipe with every default, as TOML.
 pub fn resolved(recipe: &Recipe) -> Result<String, Failure> {
     recipe.to_toml().map_err(|e| Failure::Usage(format!("the recipe has no TOML form: {e}")))
@@ -129,7 +155,14 @@ fn civil(days: i64) -> (i64, i64, i64) {
 
 #[cfg(test)]
 mod tests {
-    use super::civil;
+    use super::{civil, command};
+
+    #[test]
+    fn a_command_can_be_typed_again() {
+        let arguments = ["run", "my recipe.toml", "--set", "eval.prompts=[\"it's\"]", "a=1"];
+        let line = command(arguments.into_iter().map(str::to_owned));
+        assert_eq!(line, r#"distill run 'my recipe.toml' --set 'eval.prompts=["it'\''s"]' a=1"#);
+    }
 
     #[test]
     fn days_become_dates_across_leap_years() {

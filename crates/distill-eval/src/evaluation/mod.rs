@@ -6,7 +6,7 @@ mod table;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::bootstrap::Sample;
 use crate::tasks::choice::Question;
@@ -18,7 +18,7 @@ use crate::{Bootstrap, Estimate, EvalError, LanguageModel};
 pub use table::table;
 
 /// What can be measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Task {
     /// Perplexity of a text, and how far the model is from a reference there.
@@ -30,7 +30,7 @@ pub enum Task {
 }
 
 /// A task and the file it is measured on, written `task=file`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskFile {
     /// What to measure.
     pub task: Task,
@@ -39,7 +39,7 @@ pub struct TaskFile {
 }
 
 /// How much is measured, and how intervals are made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
     /// Tokens of a window.
     pub context: usize,
@@ -52,7 +52,7 @@ pub struct Options {
 }
 
 /// A task's outcome.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Task and file.
     #[serde(flatten)]
@@ -70,7 +70,7 @@ pub struct Outcome {
 }
 
 /// Figures, and the records they are made of.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// With intervals.
     pub figures: Vec<Estimate>,
@@ -83,18 +83,18 @@ pub struct Measured {
 }
 
 /// What a task tells besides.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Further {
     /// Of the perplexity, as llama.cpp counts it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standard_error: Option<f64>,
     /// Of the KL over all positions: the share of them, and the KL they lie below.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub percentiles: Vec<(f64, f64)>,
 }
 
 /// The records of a task.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 #[allow(missing_docs, reason = "each is the task of its name")]
 pub enum Records {
@@ -102,6 +102,18 @@ pub enum Records {
     Divergence(Divergence),
     Choice(Choice),
     LastWord(LastWord),
+}
+
+impl Records {
+    /// Whatever they are records of.
+    pub fn sample(&self) -> &dyn Sample {
+        match self {
+            Self::Perplexity(records) => records,
+            Self::Divergence(records) => records,
+            Self::Choice(records) => records,
+            Self::LastWord(records) => records,
+        }
+    }
 }
 
 /// Shares of positions whose KL is told, those of llama.cpp.
@@ -230,7 +242,7 @@ impl TaskFile {
     }
 
     /// The file's name alone.
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         let name = self.file.file_name().map(Path::new).unwrap_or(&self.file);
         name.display().to_string()
     }

@@ -1,6 +1,9 @@
 //! A made-up run for the tests. Its texts are as hostile as a prompt or a model can be.
 
-use super::{Curve, ExportedFile, Hardware, Row, RowKind, RunReport, Sample};
+use super::{Cost, Curve, ExportedFile, Hardware, Row, RowKind, RunReport, Sample};
+use crate::Estimate;
+use crate::benchmark::{Benchmark, BenchmarkRow, Figure, Role};
+use crate::evaluation::Task;
 use crate::parity::{Comparison, EXACT, Greedy, Limits, Parity, SHIPPED, Worst};
 
 /// Markup that must never reach the page as such.
@@ -20,9 +23,12 @@ pub(crate) fn report() -> RunReport {
             kernels: "avx2".into(),
         },
         recipe: "name = \"quickstart\"\nseed = 42\n\n# the loop\n[train]\nsteps = 300\n".into(),
+        command: "distill run recipes/quickstart.toml".into(),
+        cost: Cost { steps: 300, tokens: 1_228_800, seconds: 45.2, joules: None },
         positions: 4096,
         began_finished: true,
         rows: rows(),
+        benchmarks: vec![benchmark()],
         curves: curves(),
         parity: Some(Parity {
             passed: true,
@@ -99,6 +105,50 @@ fn rows() -> Vec<Row> {
     ]
 }
 
+fn benchmark() -> Benchmark {
+    let estimate = |figure: &str, value: f64, half: f64| Estimate {
+        figure: figure.into(),
+        value,
+        low: value - half,
+        high: value + half,
+        n: 60,
+    };
+    let row = |role: Role, figures| BenchmarkRow {
+        role,
+        records: format!("evaluation/{}.json", role.name()),
+        figures,
+    };
+    let figure = |estimate, difference, recovered| Figure { estimate, difference, recovered };
+    let perplexity = |value| estimate("perplexity", value, 1.0);
+    Benchmark {
+        task: Task::Perplexity,
+        file: "held <b>out.txt".into(),
+        sha256: "0123456789abcdef".repeat(4),
+        extent: "60 chunks of 512, 15300 tokens scored".into(),
+        rows: vec![
+            row(Role::FullPrecision, vec![figure(perplexity(16.0), None, None)]),
+            row(
+                Role::Round,
+                vec![
+                    figure(perplexity(20.0), Some(estimate("perplexity", 4.0, 0.5)), None),
+                    figure(estimate("kl", 0.25, 0.01), None, None),
+                ],
+            ),
+            row(
+                Role::Exported,
+                vec![
+                    figure(
+                        perplexity(17.0),
+                        Some(estimate("perplexity", 1.0, 0.5)),
+                        Some(estimate("perplexity", 0.75, 0.05)),
+                    ),
+                    figure(estimate("kl", 0.05, 0.005), None, Some(estimate("kl", 0.8, 0.02))),
+                ],
+            ),
+        ],
+    }
+}
+
 fn curves() -> Vec<Curve> {
     let steps = |every: usize, value: fn(f64) -> f64| -> Vec<(usize, f64)> {
         (0..=300 / every).map(|i| (i * every, value((i * every) as f64))).collect()
@@ -164,6 +214,9 @@ pub(crate) fn failed() -> RunReport {
 pub(crate) fn unmeasured() -> RunReport {
     RunReport {
         rows: vec![Row { model: "student".into(), ..Row::default() }],
+        benchmarks: vec![],
+        cost: Cost::default(),
+        command: String::new(),
         curves: vec![Curve { split: "eval".into(), name: "kl".into(), points: vec![] }],
         parity: None,
         samples: vec![],

@@ -7,10 +7,12 @@
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
 use serde::Serialize;
 
+use super::benchmarks::{HEADS, LEAD, Table, tables};
 use super::chart::Chart;
 use super::figures::{
     grouped, nats, or_dash, percent, perplexity, recovered, short, size, speed, threads,
 };
+use super::markdown::cost;
 use super::verdict::{Check, checks, partings, worst};
 use super::{Curve, Hardware, RowKind, RunReport, Sample};
 use crate::EvalError;
@@ -45,6 +47,11 @@ struct Page<'a> {
     tiles: Vec<Tile>,
     rows: Vec<Model<'a>>,
     recovery: String,
+    benchmarks: Vec<Table>,
+    benchmarks_lead: &'static str,
+    benchmark_heads: [&'static str; 4],
+    cost: String,
+    command: &'a str,
     charts: Vec<Drawn>,
     configurations: Vec<Configuration<'a>>,
     samples: &'a [Sample],
@@ -72,6 +79,7 @@ struct Model<'a> {
     ships: bool,
     model: &'a str,
     through: &'a str,
+    records: &'a str,
     cells: [Cell; 5],
 }
 
@@ -145,6 +153,11 @@ impl<'a> Page<'a> {
             tiles: tiles(report),
             rows: models(report),
             recovery: recovery(report),
+            benchmarks: tables(&report.benchmarks),
+            benchmarks_lead: LEAD,
+            benchmark_heads: HEADS,
+            cost: cost(&report.cost),
+            command: &report.command,
             charts: charts(&report.curves)?,
             configurations: configurations(report),
             samples: &report.samples,
@@ -233,6 +246,7 @@ fn models(report: &RunReport) -> Vec<Model<'_>> {
         ships: row.kind == RowKind::ExportedRuntime,
         model: &row.model,
         through: &row.through,
+        records: &row.records,
         cells: [
             cell(row.perplexity.map(perplexity)),
             cell(row.kl.map(nats)),
@@ -395,10 +409,17 @@ mod tests {
         report.hardware.cpu = text.clone();
         report.hardware.backend = text.clone();
         report.hardware.kernels = text.clone();
+        report.command = text.clone();
+        for benchmark in &mut report.benchmarks {
+            benchmark.file = text.clone();
+            benchmark.extent = text.clone();
+            benchmark.rows.iter_mut().for_each(|row| row.records = text.clone());
+        }
         report.recipe = format!("[{text}]\n{text} = {text}\n# {text}\n\"{text}\"");
         for row in &mut report.rows {
             row.model = text.clone();
             row.through = text.clone();
+            row.records = text.clone();
         }
         for curve in &mut report.curves {
             curve.name = if curve.name == "kl" { text.clone() } else { curve.name.clone() };

@@ -1,19 +1,23 @@
 //! The report of a run: what ships, held against what was trained, in measured figures only.
 //!
-//! [`RunReport`] is the data; [`table()`] prints it for a terminal and [`html()`] writes one
-//! page with everything inside it.
+//! [`RunReport`] is the data; [`table()`] prints it for a terminal, [`html()`] writes one page with
+//! everything inside it, and [`markdown()`] and [`model_card()`] write what goes beside a model.
 
+mod benchmarks;
 mod chart;
 mod figures;
 mod html;
+mod markdown;
 mod table;
 mod verdict;
 
 pub use html::html;
+pub use markdown::{markdown, model_card};
 pub use table::table;
 
 use serde::{Deserialize, Serialize};
 
+use crate::benchmark::Benchmark;
 use crate::parity::Parity;
 
 /// Everything the report shows.
@@ -31,6 +35,10 @@ pub struct RunReport {
     pub hardware: Hardware,
     /// The resolved recipe, TOML.
     pub recipe: String,
+    /// What was typed.
+    pub command: String,
+    /// What training took.
+    pub cost: Cost,
     /// Held-out positions that the rows were measured on.
     pub positions: usize,
     /// Whether the student was a finished model when quantisation began: only then does the
@@ -39,6 +47,8 @@ pub struct RunReport {
     /// One row a model, in the order of the story: teacher, full-precision student,
     /// post-training quantised, quantisation-aware, exported runtime.
     pub rows: Vec<Row>,
+    /// The tasks of the recipe, each model beside the others.
+    pub benchmarks: Vec<Benchmark>,
     /// Curves of `metrics.jsonl`. The page draws those that [`Curve`] names.
     pub curves: Vec<Curve>,
     /// The gate's verdict; `None` if nothing was exported.
@@ -108,6 +118,19 @@ pub struct Hardware {
     pub kernels: String,
 }
 
+/// What training took, summed over `timings.jsonl` and `metrics.jsonl`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Tokens that the student was trained on.
+    pub tokens: u64,
+    /// Time of the steps, evaluations and the way to the grid not counted.
+    pub seconds: f64,
+    /// What the processor's packages drew meanwhile; `None` where the machine does not tell.
+    pub joules: Option<f64>,
+}
+
 /// Which part a row plays in the story.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -146,6 +169,8 @@ pub struct Row {
     pub bytes: Option<u64>,
     /// Decode speed.
     pub tokens_per_second: Option<f64>,
+    /// The file of the run directory that holds these figures.
+    pub records: String,
 }
 
 /// One scalar over steps.

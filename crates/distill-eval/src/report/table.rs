@@ -1,8 +1,10 @@
 //! The report for a terminal: plain text whose meaning needs no colour.
 
+use super::benchmarks::{self, tables};
 use super::figures::{self, grouped, nats, or_dash, percent, perplexity, size, speed};
 use super::verdict::{checks, partings, worst};
 use super::{ExportedFile, Hardware, Row, RunReport};
+use crate::benchmark::Benchmark;
 use crate::parity::{Comparison, Parity};
 
 /// Heads of the columns: name and unit.
@@ -23,6 +25,7 @@ pub fn table(report: &RunReport) -> String {
     lines.extend(models(&report.rows));
     lines.push(String::new());
     lines.push(recovered(report));
+    lines.extend(tasks(&report.benchmarks));
     lines.extend(parity(report.parity.as_ref()));
     if !report.files.is_empty() {
         lines.push(String::new());
@@ -112,6 +115,29 @@ fn recovered(report: &RunReport) -> String {
     )
 }
 
+fn tasks(benchmarks: &[Benchmark]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let line = |cells: [&str; 4]| {
+        let [model, value, difference, recovered] = cells;
+        format!("  {model:<22}{value:<26}{difference:<26}{recovered}")
+    };
+    for table in tables(benchmarks) {
+        lines.push(String::new());
+        lines.push(format!("{} · {}", table.title, table.extent));
+        lines.push(line(benchmarks::HEADS));
+        for group in &table.groups {
+            lines.push(group.figure.to_owned());
+            for row in &group.lines {
+                lines.push(line([row.model, &row.value, &row.difference, &row.recovered]));
+            }
+        }
+    }
+    if !lines.is_empty() {
+        lines.push(String::new());
+    }
+    lines
+}
+
 fn parity(parity: Option<&Parity>) -> Vec<String> {
     let Some(parity) = parity else {
         return vec!["parity: — (the gate has not run)".to_string()];
@@ -192,6 +218,17 @@ mod tests {
         ─────────────────────────────────────────────────────────────────────────────────────────
 
         quantisation loss recovered: 83.5 % · perplexity 24.10 → 21.30, full precision 20.75
+
+        Perplexity · held <b>out.txt · 60 chunks of 512, 15300 tokens scored
+                                value                     less full precision       loss recovered
+        perplexity
+          full precision        16.00 [15.00, 17.00]      —                         —
+          rounded to nearest    20.00 [19.00, 21.00]      +4.00 [+3.50, +4.50]      —
+          trained and exported  17.00 [16.00, 18.00]      +1.00 [+0.50, +1.50]      75 % [70, 80]
+        KL from full precision, nats
+          rounded to nearest    0.2500 [0.2400, 0.2600]   —                         —
+          trained and exported  0.0500 [0.0450, 0.0550]   —                         80 % [78, 82]
+
         parity exact   passed · same top token 99.975 % · mean KL 3.1e-9 nats · max |Δlogit| 1.2e-5 · greedy 1 of 2 alike
         parity shipped passed · same top token 99.975 % · mean KL 4.2e-6 nats · max |Δlogit| 0.031 · greedy 1 of 2 alike
 

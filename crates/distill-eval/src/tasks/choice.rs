@@ -146,7 +146,9 @@ impl Item {
 }
 
 impl Sample for Choice {
-    const FIGURES: &'static [&'static str] = &["acc", "acc_norm", "acc_bytes"];
+    fn names(&self) -> &'static [&'static str] {
+        &["acc", "acc_norm", "acc_bytes"]
+    }
 
     fn len(&self) -> usize {
         self.items.len()

@@ -81,6 +81,15 @@ impl Divergence {
         Ok(compared)
     }
 
+    /// What these records would be of the reference itself.
+    pub fn of_the_reference(&self) -> Self {
+        let chunks = self
+            .chunks
+            .iter()
+            .map(|chunk| Chunk { kl: vec![0.0; chunk.kl.len()], same_top: chunk.kl.len() });
+        Self { chunks: chunks.collect() }
+    }
+
     /// The KL that a share of all positions lies below, for each of `shares`.
     pub fn percentiles(&self, shares: &[f64]) -> Vec<f64> {
         let mut all: Vec<f64> =
@@ -106,7 +115,9 @@ impl Chunk {
 }
 
 impl Sample for Divergence {
-    const FIGURES: &'static [&'static str] = &["kl", "same_top"];
+    fn names(&self) -> &'static [&'static str] {
+        &["kl", "same_top"]
+    }
 
     fn len(&self) -> usize {
         self.chunks.len()

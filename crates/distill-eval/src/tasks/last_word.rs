@@ -96,7 +96,9 @@ impl LastWord {
 }
 
 impl Sample for LastWord {
-    const FIGURES: &'static [&'static str] = &["acc", "perplexity"];
+    fn names(&self) -> &'static [&'static str] {
+        &["acc", "perplexity"]
+    }
 
     fn len(&self) -> usize {
         self.items.len()

@@ -89,7 +89,9 @@ impl Chunk {
 }
 
 impl Sample for Perplexity {
-    const FIGURES: &'static [&'static str] = &["perplexity"];
+    fn names(&self) -> &'static [&'static str] {
+        &["perplexity"]
+    }
 
     fn len(&self) -> usize {
         self.chunks.len()

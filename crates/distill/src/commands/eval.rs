@@ -9,11 +9,11 @@ use distill_eval::{Bootstrap, GraphModel, LanguageModel, RuntimeModel};
 use distill_models::{Backend, WeightGrids, load_pretrained};
 use distill_train::{TrainError, prepare};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use crate::failure::Failure;
 use crate::output::{put, put_line};
 use crate::progress::{ItemBar, spinner};
+use crate::run_directory::sha256;
 use crate::{cli, hardware, run_directory};
 
 /// What was measured, of what, and how: the JSON file.
@@ -157,11 +157,4 @@ fn writable(path: &Path) -> Result<(), Failure> {
     let mut file = std::fs::File::create(&probe).map_err(Failure::io("creating", &probe))?;
     file.flush().map_err(Failure::io("writing", &probe))?;
     std::fs::remove_file(&probe).map_err(Failure::io("removing", &probe))
-}
-
-fn sha256(path: &Path) -> Result<String, Failure> {
-    let mut file = std::fs::File::open(path).map_err(Failure::io("reading", path))?;
-    let mut hash = Sha256::new();
-    std::io::copy(&mut file, &mut hash).map_err(Failure::io("reading", path))?;
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

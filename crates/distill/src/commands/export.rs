@@ -105,7 +105,8 @@ pub fn export(recipe: &Recipe, run: &Path, checkpoint: &Path) -> Result<Exported
     Ok(exported)
 }
 
-fn options(recipe: &Recipe) -> GgufOptions {
+/// How the weights of a recipe's student are written.
+pub fn options(recipe: &Recipe) -> GgufOptions {
     let grid = |grid| match grid {
         WeightGrid::Q4_0 => Grid::Q4_0,
         WeightGrid::Q8_0 => Grid::Q8_0,

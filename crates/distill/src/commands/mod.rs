@@ -1,6 +1,7 @@
 //! One file a verb.
 
 mod bench;
+mod benchmark;
 mod chat;
 mod check;
 mod eval;

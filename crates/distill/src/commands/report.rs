@@ -8,7 +8,10 @@ use distill_edge::bench::{BenchOptions, bench};
 use distill_edge::{
     KvType, LoadOptions, Model, Sampler, SamplerOptions, Session, SessionOptions, generate,
 };
-use distill_eval::report::{Curve, ExportedFile, Row, RowKind, RunReport, Sample, html, table};
+use distill_eval::benchmark::benchmarks;
+use distill_eval::report::{
+    Cost, Curve, ExportedFile, Row, RowKind, RunReport, Sample, html, markdown, model_card, table,
+};
 use distill_eval::{Parity, Score, runtime};
 use distill_models::parameters;
 use distill_recipe::{Method, Recipe, StudentInit};
@@ -18,7 +21,6 @@ use distill_train::metrics::{self, Record};
 use distill_train::prepare::Prepared;
 use distill_train::teacher::Signal;
 use distill_train::trainer::record_of;
-use sha2::{Digest, Sha256};
 
 use super::export::Exported;
 use crate::failure::Failure;
@@ -26,7 +28,8 @@ use crate::output::{put, put_line};
 use crate::progress::spinner;
 use crate::{hardware, run_directory};
 
-/// Writes `report.json` and `report.html` and prints the table.
+/// Measures the tasks, writes `report.json`, `report.html`, `report.md` and the card of the Hugging
+/// Face export, and prints the table.
 pub fn report(
     recipe: &Recipe,
     run: &Path,
@@ -51,31 +54,93 @@ pub fn report(
         rows.push(runtime_row(recipe, prepared, exported, model)?);
         samples = continuations(recipe, model)?;
     }
+    bar.finish_and_clear();
+    keep_held_out(run, &rows)?;
+    let benchmarks = match &recipe.eval.tasks {
+        Some(tasks) => benchmarks(&super::benchmark::benchmark(recipe, run, tasks)?),
+        None => Vec::new(),
+    };
     let kernels = model.as_ref().map_or("", |m| m.kernel_name());
     let held_out = &prepared.dataset.held_out;
     let measured: Vec<usize> = (0..recipe.eval.sequences.min(held_out.len())).collect();
-    let report = RunReport {
+    let command = run.join(run_directory::COMMAND);
+    let mut report = RunReport {
         name: recipe.name.clone(),
         run: run.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
         version: env!("CARGO_PKG_VERSION").into(),
         finished: run_directory::timestamp(),
         hardware: hardware::describe(recipe.backend, kernels),
         recipe: run_directory::resolved(recipe)?,
+        // Of a run that began before this was kept there is none.
+        command: fs::read_to_string(&command).unwrap_or_default(),
+        cost: cost(&records, &metrics::read_timings(run)?),
         positions: held_out.batch(&measured).valid_tokens(),
         began_finished: matches!(recipe.student.init, StudentInit::From(_))
             && recipe.quantize.as_ref().is_none_or(|quantize| quantize.start_step == 0),
         rows,
+        benchmarks,
         curves: curves(&records),
         parity,
         samples,
-        files: files(run)?,
+        files: Vec::new(),
     };
-    bar.finish_and_clear();
+    if let Some(directory) = &exported.huggingface {
+        let card = model_card(&report, base(recipe));
+        run_directory::write(&directory.join("README.md"), &card)?;
+    }
+    report.files = files(run)?;
     run_directory::write_json(&run.join("report.json"), &report)?;
+    run_directory::write(&run.join("report.md"), &markdown(&report))?;
     let page = run.join("report.html");
     run_directory::write(&page, &html(&report)?)?;
     put!("{}", table(&report))?;
     put_line!("report {}", page.display())
+}
+
+/// The rows' raw figures, where no log of the run has them.
+const HELD_OUT: &str = "evaluation/held_out.jsonl";
+
+/// Writes the figures that were measured just now.
+fn keep_held_out(run: &Path, rows: &[Row]) -> Result<(), Failure> {
+    let mut lines = String::new();
+    for row in rows.iter().filter(|row| row.records == HELD_OUT) {
+        let split = if row.kind == RowKind::Teacher { "teacher" } else { "exported" };
+        let figures = [
+            ("perplexity", row.perplexity),
+            ("kl", row.kl),
+            ("same_top", row.same_top),
+            ("tokens_per_second", row.tokens_per_second),
+        ];
+        let record = figures.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let record = record.fold(Record::new(0, split), |record, (name, v)| record.with(name, v));
+        lines.push_str(&record.to_line());
+    }
+    let path = run.join(HELD_OUT);
+    let directory = path.parent().unwrap_or(run);
+    fs::create_dir_all(directory).map_err(Failure::io("creating", directory))?;
+    run_directory::write(&path, &lines)
+}
+
+/// Steps, tokens and time of training.
+fn cost(records: &[Record], timings: &[Record]) -> Cost {
+    let sum = |records: &[Record], split: &str, figure: &str| -> Option<f64> {
+        let found = records.iter().filter(|record| record.split == split);
+        found.map(|record| record.get(figure)).sum()
+    };
+    Cost {
+        steps: records.iter().filter(|record| record.split == "train").count(),
+        tokens: sum(records, "train", "tokens").unwrap_or(0.0) as u64,
+        seconds: sum(timings, "timing", "seconds").unwrap_or(0.0),
+        joules: sum(timings, "timing", "joules").filter(|joules| *joules > 0.0),
+    }
+}
+
+/// The hub's name of the model that the student began as.
+fn base(recipe: &Recipe) -> Option<&str> {
+    let StudentInit::From(model) = &recipe.student.init else { return None };
+    // A path would have been taken before a name of the hub was looked for.
+    let is_id = !Path::new(&model.from).exists() && model.from.split('/').count() == 2;
+    is_id.then_some(&model.from[..])
 }
 
 /// Teacher, full precision, post-training quantised, quantisation-aware: through the graph.
@@ -103,7 +168,8 @@ fn graph_rows(
             }
         };
         let record = record_of(&score, 0, "teacher");
-        rows.push(row(RowKind::Teacher, "teacher", &through, &record, weights_bytes(path)));
+        let row = row(RowKind::Teacher, "teacher", &through, &record, weights_bytes(path));
+        rows.push(Row { records: HELD_OUT.into(), ..row });
     }
     let newest = |split: &str| records.iter().rev().find(|r| r.split == split);
     let graph = |record: &Record| format!("graph, step {}", record.step);
@@ -155,6 +221,7 @@ fn row(kind: RowKind, model: &str, through: &str, record: &Record, bytes: Option
         same_top: record.get("same_top"),
         bytes,
         tokens_per_second: None,
+        records: metrics::METRICS.into(),
     }
 }
 
@@ -195,6 +262,7 @@ fn runtime_row(
     let bytes = exported.gguf.as_deref().and_then(weights_bytes);
     let mut row = row(RowKind::ExportedRuntime, "student, exported", &through, &record, bytes);
     row.tokens_per_second = Some(speed.decode.median());
+    row.records = HELD_OUT.into();
     Ok(row)
 }
 
@@ -254,11 +322,8 @@ fn files(run: &Path) -> Result<Vec<ExportedFile>, Failure> {
                 pending.push(path);
                 continue;
             }
-            let mut file = fs::File::open(&path).map_err(Failure::io("reading", &path))?;
-            let mut hash = Sha256::new();
-            let bytes =
-                std::io::copy(&mut file, &mut hash).map_err(Failure::io("reading", &path))?;
-            let sha256 = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+            let bytes = fs::metadata(&path).map_err(Failure::io("reading", &path))?.len();
+            let sha256 = run_directory::sha256(&path)?;
             let path = path.strip_prefix(run).unwrap_or(&path).display().to_string();
             files.push(ExportedFile { path, bytes, sha256 });
         }

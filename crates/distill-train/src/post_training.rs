@@ -83,10 +83,24 @@ pub fn quantize(
     found.into_model(model)
 }
 
-/// Sequences from all over a text, whose documents need not be alike.
+/// Sequences from all over a text, whose documents need not be alike, and from each of its parts as
+/// many as its share of an epoch asks for.
 pub fn calibration(text: &Split, sequences: usize) -> Vec<Batch> {
+    let mut starts = Vec::new();
+    let (mut listed, mut epoch) = (0, 0);
+    for (length, quota) in text.parts() {
+        starts.push((listed, length, epoch, quota));
+        listed += length;
+        epoch += quota;
+    }
     let sequences = sequences.min(text.len());
-    (0..sequences).map(|i| text.batch(&[i * text.len() / sequences])).collect()
+    let at = |i: usize| {
+        let place = (2 * i + 1) * epoch / (2 * sequences);
+        let part = starts.iter().rfind(|(_, _, start, _)| *start <= place);
+        let &(listed, length, start, quota) = part.expect("the first starts at 0");
+        listed + (place - start) * length / quota
+    };
+    (0..sequences).map(|i| text.batch(&[at(i)])).collect()
 }
 
 /// Linears of a layer that are quantised together, in the order of the forward pass.

@@ -7,6 +7,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod cholesky;
+pub mod descent;
 pub mod gate;
 pub mod gptq;
 pub mod loss;

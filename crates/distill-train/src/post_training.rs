@@ -26,7 +26,6 @@ const DAMPING: f64 = 0.01;
 /// What a key or value is worth that no query looks at, where the mean is one.
 const LEAST_RECEIVED: f32 = 0.1;
 
-
 /// How often coordinate descent looks at every code once GPTQ has decided.
 const SWEEPS: usize = 2;
 
@@ -48,7 +47,7 @@ pub fn quantize(
     let mut found = Found::default();
     let mut live = model.clone();
     if grids.embeddings == WeightGrid::Q4_0 {
-        found.table(&model, grids, calibration, device);
+        found.table(&model, grids, method, calibration, device);
     }
     round(&mut live, grids, &found, |name| grids.of(name) == grids.embeddings && is_table(name));
 
@@ -218,13 +217,14 @@ struct Found {
 }
 
 impl Found {
-    /// Scales of the token embedding and of the head. Rows of the embedding enter the residual stream
-    /// as they are, so that all of their errors weigh the same; those of the head meet its inputs. A
-    /// matrix that is both is judged by the sum.
+    /// The token embedding and the head. Rows of the embedding enter the residual stream as they are, so
+    /// that all of their errors weigh the same; those of the head meet its inputs. A matrix that is both
+    /// is judged by the sum, which weighs the two alike.
     fn table(
         &mut self,
         model: &LlamaForCausalLM,
         grids: &WeightGrids,
+        method: Method,
         calibration: &[Batch],
         device: &Device,
     ) {
@@ -235,20 +235,27 @@ impl Found {
             let [tokens, width] = hidden.dims();
             hidden.reshape([1, tokens, width])
         });
-        let second_moments = Gram::of(inputs).diagonal();
-        let mean = second_moments.iter().sum::<f32>() / second_moments.len() as f32;
+        let head = Gram::of(inputs);
         let tied = model.lm_head.is_none();
-        parameters::for_each(model, |name, _, values| {
-            if is_table(name) {
-                let embeds = name != "lm_head.weight";
-                let weight = |h: &f32| match (embeds, tied) {
-                    (true, true) => h / mean.max(f32::MIN_POSITIVE) + 1.0,
-                    (true, false) => 1.0,
-                    (false, _) => *h,
-                };
-                let importance: Vec<f32> = second_moments.iter().map(weight).collect();
-                self.scales.insert(name.to_string(), gptq::search(&values, &importance));
+        parameters::for_each(model, |name, _, mut values| {
+            if !is_table(name) {
+                return;
             }
+            let embeds = name != "lm_head.weight";
+            let gram = match (embeds, tied) {
+                (true, true) => head.and_identity(),
+                (true, false) => Gram::identity(head.width),
+                (false, _) => head.clone(),
+            };
+            let scales = if method == Method::Gptq {
+                let (_, factor) = gram.damped();
+                let scales = gptq::gptq(&mut values, &factor, gram.width);
+                self.masters.insert(name.to_string(), values);
+                scales
+            } else {
+                gptq::search(&values, &gram.diagonal())
+            };
+            self.scales.insert(name.to_string(), scales);
         });
     }
 
@@ -400,6 +407,7 @@ impl Drift {
 }
 
 /// H = Σ x·xᵀ over the inputs of some linears.
+#[derive(Clone)]
 struct Gram {
     /// Columns of the linears.
     width: usize,
@@ -422,6 +430,22 @@ impl Gram {
         Self { width: sums.dims()[0], sums: parameters::values(sums) }
     }
 
+    fn identity(width: usize) -> Self {
+        let sums = (0..width * width).map(|i| if i % (width + 1) == 0 { 1.0 } else { 0.0 });
+        Self { width, sums: sums.collect() }
+    }
+
+    /// H with a diagonal of 1 on average, and the identity.
+    fn and_identity(&self) -> Self {
+        let mean = self.diagonal().iter().sum::<f32>() / self.width as f32;
+        let mut both = Self::identity(self.width);
+        both.sums
+            .iter_mut()
+            .zip(&self.sums)
+            .for_each(|(b, h)| *b += h / mean.max(f32::MIN_POSITIVE));
+        both
+    }
+
     fn diagonal(&self) -> Vec<f32> {
         (0..self.width).map(|k| self.sums[k * self.width + k]).collect()
     }
@@ -432,8 +456,7 @@ impl Gram {
         let n = self.width;
         if self.sums.iter().any(|x| !x.is_finite()) {
             // Activations overflowed; nothing is fed back then.
-            let identity = (0..n * n).map(|i| if i % (n + 1) == 0 { 1.0 } else { 0.0 });
-            let identity: Vec<f32> = identity.collect();
+            let identity = Self::identity(n).sums;
             return (identity.clone(), identity);
         }
         let diagonal = self.diagonal();

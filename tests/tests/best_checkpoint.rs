@@ -1,10 +1,12 @@
 //! The checkpoint that is exported is the one whose weights, as they ship, were measured best; training
 //! ends when nothing better comes.
 
+mod tiny;
+
 use std::path::{Path, PathBuf};
 
 use distill_recipe::{Choice, Recipe};
-use distill_train::{LocalPaths, Trainer, checkpoint, prepare};
+use distill_train::checkpoint;
 
 /// Text with little to learn, so that a learning rate that is too high soon spoils what was.
 fn text() -> String {
@@ -59,13 +61,7 @@ checkpoint = "best"
 }
 
 fn train(recipe: &Recipe, run: &Path) -> PathBuf {
-    let device = prepare::device(recipe.backend).expect("flex");
-    let paths = LocalPaths { sources: vec![recipe.data.sources.clone()], ..LocalPaths::default() };
-    std::fs::create_dir_all(run).expect("create");
-    let prepared = prepare::prepare(recipe, &paths, run, &device, &mut |_| {}).expect("prepared");
-    let first = || Ok(prepared.first_student(recipe, &paths, &device)?.0);
-    let trainer = Trainer::open(recipe, &prepared, first, run.to_path_buf(), device.clone());
-    trainer.expect("opened").run(&mut ()).expect("trained")
+    tiny::train(recipe, None, run).expect("trained")
 }
 
 /// Step and loss of every evaluation on the grid.

@@ -18,8 +18,8 @@ use distill_models::{
 };
 use distill_recipe::{Precision, Recipe};
 use distill_train::backward::MicroBatch;
-use distill_train::{LocalPaths, TrainError, Trainer, prepare};
-use tiny::{tiny_config, weights_of};
+use distill_train::{TrainError, prepare};
+use tiny::{tiny_config, train, weights_of};
 
 const RANK: usize = 4;
 const GRIDS: [WeightGrid; 3] = [WeightGrid::Float, WeightGrid::Q8_0, WeightGrid::Q4_0];
@@ -283,19 +283,6 @@ fn recipe(directory: &Path, base: Option<&Path>, train: &str) -> Recipe {
 }
 
 /// Trains in `run`, or continues there.
-fn train(recipe: &Recipe, base: Option<&Path>, run: &Path) -> Result<PathBuf, TrainError> {
-    let device = prepare::device(recipe.backend).expect("flex");
-    let paths = LocalPaths {
-        sources: vec![recipe.data.sources.clone()],
-        student: base.map(Path::to_path_buf),
-        ..LocalPaths::default()
-    };
-    std::fs::create_dir_all(run).expect("create");
-    let prepared = prepare::prepare(recipe, &paths, run, &device, &mut |_| {})?;
-    let first = || Ok(prepared.first_student(recipe, &paths, &device)?.0);
-    Trainer::open(recipe, &prepared, first, run.to_path_buf(), device.clone())?.run(&mut ())
-}
-
 /// A student that has learned a little, to be adapted.
 fn base(directory: &Path) -> PathBuf {
     let recipe = recipe(directory, None, "steps = 6\nlearning_rate = 3e-3");

@@ -3,15 +3,14 @@
 
 mod tiny;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::{Tensor, TensorData};
 use distill_models::Backend;
 use distill_models::parameters::NamedTensors;
 use distill_recipe::Recipe;
 use distill_train::optimizer::AdamW;
-use distill_train::{LocalPaths, TrainError, Trainer, prepare};
-use tiny::{tiny_config, weights_of};
+use tiny::{tiny_config, train, weights_of};
 
 const STATES: [&str; 3] = ["f32", "bf16", "8bit"];
 
@@ -66,21 +65,12 @@ keep_checkpoints = 99
     Recipe::from_path(&path, &[]).unwrap_or_else(|error| panic!("{error:?}")).1
 }
 
-fn train(recipe: &Recipe, run: &Path) -> Result<PathBuf, TrainError> {
-    let device = prepare::device(recipe.backend).expect("flex");
-    let paths = LocalPaths { sources: vec![recipe.data.sources.clone()], ..LocalPaths::default() };
-    std::fs::create_dir_all(run).expect("create");
-    let prepared = prepare::prepare(recipe, &paths, run, &device, &mut |_| {})?;
-    let first = || Ok(prepared.first_student(recipe, &paths, &device)?.0);
-    Trainer::open(recipe, &prepared, first, run.to_path_buf(), device.clone())?.run(&mut ())
-}
-
 #[test]
 fn small_moments_learn_what_whole_ones_do_and_take_a_half_and_a_quarter() {
     let directory = tempfile::tempdir().expect("temp dir");
     let found = STATES.map(|state| {
         let run = directory.path().join(state);
-        let last = train(&recipe(directory.path(), state, 120), &run).expect("trains");
+        let last = train(&recipe(directory.path(), state, 120), None, &run).expect("trains");
         let records = distill_train::metrics::read(&run).expect("metrics");
         let evals = records.iter().filter(|record| record.split == "eval");
         let losses: Vec<f64> = evals.filter_map(|record| record.get("loss")).collect();
@@ -108,7 +98,7 @@ fn a_resumed_run_ends_in_the_same_bits_in_every_type_and_refuses_another() {
             directory.path().join(format!("{state}-whole")),
             directory.path().join(format!("{state}-resumed")),
         );
-        let last = train(&recipe, &whole).expect("trains");
+        let last = train(&recipe, None, &whole).expect("trains");
         for part in ["step-5", "step-5/train_state", "tokenizer"] {
             std::fs::create_dir_all(resumed.join(part)).expect("create");
             for entry in std::fs::read_dir(whole.join(part)).expect("list") {
@@ -120,14 +110,14 @@ fn a_resumed_run_ends_in_the_same_bits_in_every_type_and_refuses_another() {
             }
         }
         std::fs::copy(whole.join("metrics.jsonl"), resumed.join("metrics.jsonl")).expect("copy");
-        let again = train(&recipe, &resumed).expect("continues");
+        let again = train(&recipe, None, &resumed).expect("continues");
         for file in ["model.safetensors", "train_state/optimizer.safetensors"] {
             let read = |path: &Path| std::fs::read(path.join(file)).expect(file);
             assert!(read(&last) == read(&again), "{state}: {file} differs");
         }
         for other in STATES.into_iter().filter(|other| *other != state) {
             let recipe = self::recipe(directory.path(), other, 15);
-            let error = train(&recipe, &whole).expect_err("other moments").to_string();
+            let error = train(&recipe, None, &whole).expect_err("other moments").to_string();
             let words =
                 format!("the optimiser's state is {state}, and the recipe asks for {other};");
             assert!(error.contains(&words), "{error}");

@@ -1,7 +1,8 @@
 //! Every default of a recipe, once. `raw` shows them in the JSON schema, `resolve` fills them in.
 
 use crate::resolved::{
-    ActivationGrid, Backend, Choice, Engine, KvCache, LoraTarget, Method, OptimizerState, Precision,
+    ActivationGrid, Backend, Choice, Engine, KvCache, LoraTarget, Method, OptimizerState,
+    Precision, StraightThrough,
 };
 
 pub(crate) const SEED: u64 = 0;
@@ -33,6 +34,8 @@ pub(crate) const CROSS_ENTROPY: f64 = 0.0;
 
 pub(crate) const ACTIVATIONS: ActivationGrid = ActivationGrid::Float;
 pub(crate) const START_STEP: usize = 0;
+pub(crate) const RAMP_STEPS: usize = 0;
+pub(crate) const STRAIGHT_THROUGH: StraightThrough = StraightThrough::Clipped;
 pub(crate) const METHOD: Method = Method::Round;
 pub(crate) const CALIBRATION_SEQUENCES: usize = 32;
 

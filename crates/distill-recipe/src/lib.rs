@@ -23,7 +23,7 @@ pub use problem::ProblemKind;
 pub use resolved::{
     ActivationGrid, Backend, Choice, Data, Device, Distill, DivergenceKind, Engine, Eval, Export,
     Generate, KvCache, LearningRateFactors, LocalTeacher, Lora, LoraTarget, Method, ModelRef,
-    NewModel, OptimizerState, Precision, Quantize, Recipe, Scales, Schedule, Student, StudentInit,
-    Tasks, Teacher, TokenizerChoice, Train, WeightGrid,
+    NewModel, OptimizerState, Precision, Quantize, Recipe, Scales, Schedule, StraightThrough,
+    Student, StudentInit, Tasks, Teacher, TokenizerChoice, Train, WeightGrid,
 };
 pub use schema::schema;

@@ -238,6 +238,11 @@ pub enum ProblemKind {
     /// Scales of blocks where low-rank factors are trained.
     #[error("scales of blocks that are found or trained do not go with [train.lora]")]
     ScalesWithLora,
+    /// Weights on their way to the grid, where the linear itself rounds the sum.
+    #[error(
+        "with LoRA the merged weights are on the grid from `start_step` on, and clamped ones get no gradient"
+    )]
+    ApproachWithLora,
     /// Scales that would be found and then not used.
     #[error("`quantize.scales = \"weights\"` throws away what `quantize.method` has found")]
     ScalesThrownAway,
@@ -469,6 +474,7 @@ impl ProblemKind {
             Self::Bf16 { .. } => "set `backend` to \"cuda\", with all weights trained and none on a \
                  grid, whose values bf16 would round again; or remove `precision`"
                 .to_owned(),
+            Self::ApproachWithLora => "remove the key, or train all weights: remove [train.lora]".to_owned(),
             Self::ScalesWithLora => "train all weights: remove [train.lora]; or keep `method = \"round\"` \
                  and `scales = \"weights\"`"
                 .to_owned(),
@@ -533,7 +539,7 @@ impl ProblemKind {
             Self::KeepLayersWithoutTeacher | Self::DistillWithoutTeacher => "no teacher",
             Self::EngineNeedsGguf => "reads GGUF alone",
             Self::Bf16 { .. } => "for CUDA, all weights, no grid",
-            Self::ScalesWithLora => "all weights only",
+            Self::ScalesWithLora | Self::ApproachWithLora => "all weights only",
             Self::ScalesThrownAway => "not used",
             Self::KeepLayersOrder { .. } => "not increasing",
             Self::HeadDim { .. } | Self::KeyValueHeads { .. } => "does not divide",

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::defaults;
 use crate::resolved::{
     ActivationGrid, Backend, Choice, Engine, KvCache, LoraTarget, Method, OptimizerState,
-    Precision, Scales, WeightGrid,
+    Precision, Scales, StraightThrough, WeightGrid,
 };
 
 /// A value and the bytes of the document it was written in.
@@ -318,6 +318,13 @@ pub(crate) struct Quantize {
     /// Where the scale of each Q4_0 block comes from while training. Default: `weights` where the
     /// method is `round`, else `learned`.
     pub(crate) scales: Option<Written<Scales>>,
+    /// Steps over which the weights come to the grid, from `start_step` on: each computes with one part
+    /// more of the rounding error. 0: all at once. Evaluations are of what would ship.
+    #[schemars(extend("default" = defaults::RAMP_STEPS))]
+    pub(crate) ramp_steps: Option<Written<usize>>,
+    /// The gradient of a weight whose 4-bit code is clamped at the end of the grid.
+    #[schemars(extend("default" = defaults::STRAIGHT_THROUGH))]
+    pub(crate) straight_through: Option<Written<StraightThrough>>,
     /// Sequences of the training text that `search` and `gptq` look at.
     #[schemars(range(min = 1), extend("default" = defaults::CALIBRATION_SEQUENCES))]
     pub(crate) calibration_sequences: Option<Written<usize>>,

@@ -267,6 +267,12 @@ pub struct Quantize {
     /// Where scales of Q4_0 blocks come from while training.
     #[serde(default = "from_weights")]
     pub scales: Scales,
+    /// Steps in which the weights come to the grid by degrees; 0: all at once.
+    #[serde(default)]
+    pub ramp_steps: usize,
+    /// The gradient of clamped weights.
+    #[serde(default = "clipped")]
+    pub straight_through: StraightThrough,
     /// Sequences of training text that the method looks at.
     #[serde(default = "calibration")]
     pub calibration_sequences: usize,
@@ -278,6 +284,10 @@ const fn round() -> Method {
 
 const fn from_weights() -> Scales {
     Scales::Weights
+}
+
+const fn clipped() -> StraightThrough {
+    crate::defaults::STRAIGHT_THROUGH
 }
 
 const fn calibration() -> usize {
@@ -308,6 +318,16 @@ pub enum Scales {
     Fixed,
     /// They are trained with the weights (LSQ).
     Learned,
+}
+
+/// What gradient passes through the rounding of a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StraightThrough {
+    /// That of the rounded weight; none where the code is clamped at an end of the grid.
+    Clipped,
+    /// That of the rounded weight, everywhere.
+    Identity,
 }
 
 /// A grid for weights.

@@ -200,6 +200,14 @@ messages! {
     quantization_that_starts_after_the_end => broken("linears", "start_step = 100\nlinears");
     found_scales_under_lora =>
         message(&format!("{SOUND}[train.lora]\n").replace("linears", "method = \"gptq\"\nlinears"), &[]);
+    a_ramp_under_lora =>
+        message(&format!("{SOUND}[train.lora]\n").replace("linears", "ramp_steps = 9\nlinears"), &[]);
+    tasks_without_a_file => message(&format!("{SOUND}[eval.tasks]\nlimit = 10\n"), &[]);
+    tasks_on_a_file_that_is_not_written =>
+        message(&format!("{SOUND}[eval.tasks]\nperplexity = [\"t.txt\"]\n[export]\ngguf = false\n"), &[]);
+    baselines_without_a_grid => message(
+        &format!("{SOUND}[eval.tasks]\nperplexity = [\"t.txt\"]\nbaselines = [\"search\"]\n")
+            .replace("[quantize]\nlinears = \"q4_0\"\nembeddings = \"q8_0\"\n", ""), &[]);
     found_scales_thrown_away =>
         broken("linears", "method = \"search\"\nscales = \"weights\"\nlinears");
     quantized_activations_of_float_linears =>

@@ -4,6 +4,7 @@
 //! own. Deliberately absent: models, data and measurements (each a crate), terminals and
 //! command lines (the loop reports through [`Observer`]).
 
+pub mod approach;
 pub mod backward;
 pub mod checkpoint;
 pub mod energy;

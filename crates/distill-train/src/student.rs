@@ -48,6 +48,11 @@ impl Student {
         parameters::replace(&mut self.masters, with);
     }
 
+    /// All weights: those that are trained, or those that stay.
+    pub fn masters(&self) -> &LlamaForCausalLM {
+        &self.masters
+    }
+
     /// The factors, if these are what is trained.
     pub fn lora(&self) -> Option<&Lora> {
         self.lora.as_ref()

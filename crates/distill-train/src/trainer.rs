@@ -12,6 +12,7 @@ use distill_models::{LlamaForCausalLM, WeightGrids};
 use distill_recipe::{Choice, Method, Quantize, Recipe, Scales, StudentInit};
 
 use crate::TrainError;
+use crate::approach::Approach;
 use crate::backward::MicroBatch;
 use crate::checkpoint::{self, Best, Contents, TrainState};
 use crate::energy::EnergyMeter;
@@ -199,14 +200,18 @@ impl<'a> Trainer<'a> {
             .collect();
         let valid: usize = window.iter().map(Batch::valid_tokens).sum();
         let grids = self.grids_now();
+        let approach = Approach::at(self.recipe.quantize.as_ref(), self.step);
         let live = self.student.live(&grids);
+        let live = approach.weights(self.student.masters(), live);
 
         let mut gradients = NamedTensors::new();
         let mut sums = LossSums::default();
         for batch in &window {
             sums += self.micro_batch(&live, batch, valid, &mut gradients)?;
         }
-        self.student.straight_through(&grids, &mut gradients);
+        approach.gradients(&mut gradients, |gradients| {
+            self.student.straight_through(&grids, gradients);
+        });
         gradients.retain(|name, _| self.optimizer.trains(name));
         self.student.reclaim(live, &grids);
         let norm = global_norm(&gradients);

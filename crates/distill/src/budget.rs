@@ -6,7 +6,7 @@ use distill_gguf::GgmlType;
 use distill_models::LlamaConfig;
 use distill_recipe::{
     ActivationGrid, Device, Document, KvCache, Method, ProblemKind, Quantize, Recipe, Scales,
-    WeightGrid,
+    StraightThrough, WeightGrid,
 };
 use serde::Serialize;
 
@@ -262,6 +262,8 @@ fn changes(now: &Choice, student: &LlamaConfig) -> Vec<(String, Change)> {
                 start_step: 0,
                 method: Method::Round,
                 scales: Scales::Weights,
+                ramp_steps: 0,
+                straight_through: StraightThrough::Clipped,
                 calibration_sequences: 1,
             };
             add(words, Box::new(move |choice| choice.quantize = Some(all.clone())));

@@ -212,7 +212,7 @@ mod tests {
                 for by in [-scale, scale] {
                     let mut other = values.clone();
                     other[k] += by;
-                    if ((other[k] / scale).round() - 0.5).abs() < 8.0 {
+                    if ((other[k] / scale).round() + 0.5).abs() < 8.0 {
                         assert!(error(&target, &other, &h) >= least - room, "row {row}, {k}");
                     }
                 }

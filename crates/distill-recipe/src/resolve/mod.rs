@@ -17,7 +17,7 @@ use crate::problem::ProblemKind;
 use crate::raw::{self, Loss, Written};
 use crate::resolved::{
     ActivationGrid, Device, Distill, DivergenceKind, Eval, Export, Method, ModelRef, Quantize,
-    Recipe, Scales, Tasks, WeightGrid,
+    Recipe, Scales, StraightThrough, Tasks, WeightGrid,
 };
 use crate::shape;
 
@@ -225,6 +225,15 @@ impl Resolver<'_> {
             let others = self::place(&written.method, "finds scales of its own");
             self.push(ProblemKind::ScalesThrownAway, place.span(), &others);
         }
+        let ramp_steps = or(&written.ramp_steps, defaults::RAMP_STEPS);
+        let straight_through = or(&written.straight_through, defaults::STRAIGHT_THROUGH);
+        let ramp = written.ramp_steps.as_ref().filter(|_| ramp_steps > 0).map(Written::span);
+        let passed = written.straight_through.as_ref();
+        let passed = passed.filter(|_| straight_through != StraightThrough::Clipped);
+        if let (Some(place), Some(lora)) = (ramp.or(passed.map(Written::span)), &train.lora) {
+            let others = [(lora.span(), "factors beside frozen weights")];
+            self.push(ProblemKind::ApproachWithLora, place, &others);
+        }
         Quantize {
             linears,
             embeddings: *written.embeddings.value(),
@@ -232,6 +241,8 @@ impl Resolver<'_> {
             start_step,
             method,
             scales,
+            ramp_steps,
+            straight_through,
             calibration_sequences: or(
                 &written.calibration_sequences,
                 defaults::CALIBRATION_SEQUENCES,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use distill_recipe::{Choice, Recipe};
 use distill_train::checkpoint;
+use distill_train::trainer::Observer;
 
 /// Text with little to learn, so that a learning rate that is too high soon spoils what was.
 fn text() -> String {
@@ -116,4 +117,60 @@ fn training_ends_when_patience_does() {
     assert!(last < 40);
     assert_eq!(chosen, run.join(format!("step-{best}")));
     assert_eq!(train(&recipe, &run), chosen, "there is nothing to continue");
+}
+
+/// Counts layers that come to the grid, and may be killed by its first checkpoint.
+struct Watch {
+    layers: usize,
+    dies: bool,
+}
+
+impl Observer for Watch {
+    fn quantized(&mut self, _: usize, _: usize) {
+        self.layers += 1;
+    }
+
+    fn checkpoint(&mut self, path: &Path) {
+        assert!(!self.dies, "killed at {}", path.display());
+    }
+}
+
+/// Kills a run by its first checkpoint, which is what training on the grid begins with at `step`, and
+/// continues it, without another look at the calibration text.
+fn killed_and_continued(recipe: &Recipe, run: &Path, step: u64) -> PathBuf {
+    let mut killed = Watch { layers: 0, dies: true };
+    let training =
+        std::panic::AssertUnwindSafe(|| tiny::train_before(recipe, None, run, &mut killed));
+    assert!(std::panic::catch_unwind(training).is_err());
+    assert_eq!((killed.layers, steps_on_disk(run)), (2, vec![step]));
+
+    let mut resumed = Watch { layers: 0, dies: false };
+    let chosen = tiny::train_before(recipe, None, run, &mut resumed).expect("trains");
+    assert_eq!(resumed.layers, 0, "the method has done its work");
+    let log = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    assert_eq!(log.matches("\"start\"").count(), 1);
+    chosen
+}
+
+#[test]
+fn what_training_on_the_grid_begins_with_may_be_the_best() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let run = directory.path().join("run");
+    // Nothing is learnt, so that nothing becomes better.
+    let still = "train.learning_rate_factors={linears=0,embeddings=0,norms=0,scales=0}";
+    let recipe = recipe(directory.path(), &[still, "quantize.start_step=0"]);
+    assert_eq!(killed_and_continued(&recipe, &run, 0), run.join("step-0"));
+    assert_eq!(steps_on_disk(&run), [0, 40]);
+}
+
+#[test]
+fn a_run_killed_where_it_comes_to_the_grid_ends_in_the_same_bits() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let (whole, parts) = (directory.path().join("whole"), directory.path().join("parts"));
+    // Weights have been updated once then, scales of blocks never.
+    let recipe = recipe(directory.path(), &["quantize.start_step=1"]);
+    let chosen = [train(&recipe, &whole), killed_and_continued(&recipe, &parts, 1)];
+    let [whole, parts] =
+        chosen.map(|path| std::fs::read(path.join("model.safetensors")).expect("weights"));
+    assert!(whole == parts);
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use distill_data::{Cursor, TextTokenizer};
+use distill_models::quantized::is_block_scale;
 use distill_models::{LlamaForCausalLM, Lora, load_pretrained, parameters, save};
 use distill_recipe::{Choice, Train};
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,10 @@ pub struct TrainState {
     pub cursor: Cursor,
     /// Length of `metrics.jsonl` at this moment.
     pub metrics_bytes: u64,
+    /// Whether this is what training on the grid begins with: `[quantize]`'s method has done its work, and
+    /// scales of blocks have no moments yet.
+    #[serde(default)]
+    pub begins: bool,
     /// The best evaluation so far, if the run asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best: Option<Best>,
@@ -195,7 +200,8 @@ pub fn read(
     };
     let path = checkpoint.join(OPTIMIZER);
     let mut trained = student.shapes();
-    trained.retain(|(name, _)| optimizer.trains(name));
+    let is_new = |name: &str| state.begins && (state.step == 0 || is_block_scale(name));
+    trained.retain(|(name, _)| optimizer.trains(name) && !is_new(name));
     let moments = optimizer_state::read(&path, &optimizer, &trained, device)?;
     optimizer.restore(state.step, moments);
     Ok((student, optimizer, state))

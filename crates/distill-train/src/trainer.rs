@@ -72,6 +72,8 @@ pub struct Trainer<'a> {
     distillation: Option<Distillation>,
     cursor: Cursor,
     step: usize,
+    /// Whether this step begins on the grid with what the method has found.
+    begins: bool,
     best: Option<Best>,
     log: MetricsLog,
     energy: Option<EnergyMeter>,
@@ -103,7 +105,14 @@ impl<'a> Trainer<'a> {
                 (
                     student,
                     optimizer,
-                    TrainState { step: 0, cursor, metrics_bytes: 0, best: None, base },
+                    TrainState {
+                        step: 0,
+                        cursor,
+                        metrics_bytes: 0,
+                        begins: false,
+                        best: None,
+                        base,
+                    },
                 )
             }
         };
@@ -122,6 +131,7 @@ impl<'a> Trainer<'a> {
             distillation: prepared.distillation,
             cursor,
             step: state.step,
+            begins: state.begins,
             best: state.best,
         })
     }
@@ -144,6 +154,7 @@ impl<'a> Trainer<'a> {
         while self.step < train.steps && !self.is_out_of_patience() {
             if let Some(quantize) = &self.recipe.quantize
                 && quantize.start_step == self.step
+                && !self.begins
             {
                 self.evaluate_before_quantization(observer)?;
                 self.begin_on_the_grid(quantize, observer)?;
@@ -223,6 +234,7 @@ impl<'a> Trainer<'a> {
         let clip = clip(norm, train.clip_norm);
         self.student.update(&mut self.optimizer, gradients, clip, rate);
         self.step += 1;
+        self.begins = false;
         let mut record = Record::new(self.step, "train").with("loss", mean(sums.loss));
         if self.distillation.is_some() {
             record = record.with("divergence", mean(sums.divergence));
@@ -276,14 +288,20 @@ impl<'a> Trainer<'a> {
         let grids = self.grids_now();
         let score = self.measure("eval", &grids, observer)?;
         // Before the grid, and of weights that were never trained, nothing could be exported.
-        if self.looks_for_the_best() && grids == self.grids && self.step > 0 {
+        if grids == self.grids && self.step > 0 {
+            self.compare_with_the_best(&score);
+        }
+        Ok(())
+    }
+
+    fn compare_with_the_best(&mut self, score: &Score) {
+        if self.looks_for_the_best() {
             let value = score.kl().unwrap_or(score.loss());
             self.best = Some(match self.best {
                 Some(best) if best.value <= value => Best { since: best.since + 1, ..best },
                 _ => Best { step: self.step, value, since: 0 },
             });
         }
-        Ok(())
     }
 
     /// What quantisation-aware training is held against: the weights as they are when it
@@ -297,8 +315,9 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Finds what training on the grid begins with, and measures it where it is not just rounding.
-    /// Where there are tasks to measure them on, full precision and all baselines are handed over.
+    /// Finds what training on the grid begins with, and measures and keeps it where it is not just
+    /// rounding: it took its time, and may turn out to be the best of the run. Where there are tasks to
+    /// measure them on, full precision and all baselines are handed over.
     fn begin_on_the_grid(
         &mut self,
         quantize: &Quantize,
@@ -326,7 +345,12 @@ impl<'a> Trainer<'a> {
             (_, method) => self.by(method, self.student.merged(), quantize, observer),
         };
         self.student.replace(|_| begins);
-        self.measure("start", &grids, observer)?;
+        let score = self.measure("start", &grids, observer)?;
+        self.begins = true;
+        // The checkpoint takes the place of one that was simply rounded.
+        self.best = None;
+        self.compare_with_the_best(&score);
+        observer.checkpoint(&self.checkpoint()?);
         Ok(())
     }
 
@@ -378,6 +402,7 @@ impl<'a> Trainer<'a> {
             step: self.step,
             cursor: self.cursor.clone(),
             metrics_bytes: self.log.bytes(),
+            begins: self.begins,
             best: self.best,
             base: self.base,
         };

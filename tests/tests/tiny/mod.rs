@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use distill_models::{LlamaConfig, LlamaForCausalLM, RopeScaling, TokenIds, parameters};
 use distill_recipe::Recipe;
+use distill_train::trainer::Observer;
 use distill_train::{LocalPaths, TrainError, Trainer, prepare};
 
 pub type Weights = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
@@ -55,6 +56,16 @@ pub fn weights_of(model: &LlamaForCausalLM) -> Weights {
 /// Trains by a recipe whose text is one source, from the student's directory if it names one, and gives
 /// the checkpoint that an export would take.
 pub fn train(recipe: &Recipe, student: Option<&Path>, run: &Path) -> Result<PathBuf, TrainError> {
+    train_before(recipe, student, run, &mut ())
+}
+
+/// The same before an observer.
+pub fn train_before(
+    recipe: &Recipe,
+    student: Option<&Path>,
+    run: &Path,
+    observer: &mut dyn Observer,
+) -> Result<PathBuf, TrainError> {
     let device = prepare::device(recipe.backend).expect("flex");
     let paths = LocalPaths {
         sources: vec![recipe.data.sources.clone()],
@@ -64,7 +75,7 @@ pub fn train(recipe: &Recipe, student: Option<&Path>, run: &Path) -> Result<Path
     std::fs::create_dir_all(run).expect("create");
     let prepared = prepare::prepare(recipe, &paths, run, &device, &mut |_| {})?;
     let first = || Ok(prepared.first_student(recipe, &paths, &device)?.0);
-    Trainer::open(recipe, &prepared, first, run.to_path_buf(), device.clone())?.run(&mut ())
+    Trainer::open(recipe, &prepared, first, run.to_path_buf(), device.clone())?.run(observer)
 }
 
 /// Logits `[tokens, vocab]` of one document, in f64, in plain loops.

@@ -150,18 +150,8 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Numbers that look random, in −1 … 1.
-    fn noise(n: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = || {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 40) as f32 / (1u64 << 23) as f32) - 1.0
-        };
-        (0..n).map(|_| next() * next().abs()).collect()
-    }
+    use crate::cpu::gptq::search;
+    use crate::cpu::gptq::tests::{noise, with_scales};
 
     /// A symmetric positive definite matrix whose neighbours know of each other.
     fn hessian(columns: usize) -> Vec<f32> {
@@ -179,12 +169,6 @@ mod tests {
         h
     }
 
-    /// What masters and scales are on the grid, by the rule that ships.
-    fn shipped(masters: &[f32], scales: &[f32]) -> Vec<f32> {
-        let blocks = masters.as_chunks::<BLOCK>().0.iter().zip(scales);
-        blocks.flat_map(|(b, &s)| q4_0::BlockQ4_0::quantize_scaled(b, s).dequantize()).collect()
-    }
-
     /// (w − ŵ)·H·(w − ŵ)ᵀ of a row, in float64.
     fn error(target: &[f32], values: &[f32], h: &[f32]) -> f64 {
         let e: Vec<f64> = target.iter().zip(values).map(|(t, v)| f64::from(t - v)).collect();
@@ -196,10 +180,10 @@ mod tests {
     fn no_code_and_no_scale_can_be_changed_alone_for_the_better() {
         let (rows, columns) = (ROWS + 3, 2 * BLOCK);
         let (target, h) = (noise(rows * columns, 5), hessian(columns));
-        let scales = super::super::gptq::search(&target, &vec![1.0; columns]);
+        let scales = search(&target, &vec![1.0; columns]);
         let (mut masters, mut found) = (target.clone(), scales.clone());
         descend(&mut masters, &mut found, &target, &h, columns, 50);
-        let (before, after) = (shipped(&target, &scales), shipped(&masters, &found));
+        let (before, after) = (with_scales(&target, &scales), with_scales(&masters, &found));
         for row in 0..rows {
             let of = |values: &[f32]| -> Vec<f32> { values[row * columns..][..columns].to_vec() };
             let (target, values) = (of(&target), of(&after));

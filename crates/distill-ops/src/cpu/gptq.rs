@@ -142,12 +142,12 @@ fn judge(block: &[f32; BLOCK], h: &[f32; BLOCK], scale: f32) -> (f32, f32) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::cpu::cholesky::inverse_factor;
 
     /// Numbers that look random, in −1 … 1.
-    fn noise(n: usize, seed: u64) -> Vec<f32> {
+    pub fn noise(n: usize, seed: u64) -> Vec<f32> {
         let mut state = seed;
         let mut next = || {
             state = state
@@ -163,7 +163,8 @@ mod tests {
         squares.map(|((w, r), h)| f64::from(*h) * f64::from(w - r).powi(2)).sum()
     }
 
-    fn with_scales(weights: &[f32], scales: &[f32]) -> Vec<f32> {
+    /// What weights and scales are on the grid, by the rule that ships.
+    pub fn with_scales(weights: &[f32], scales: &[f32]) -> Vec<f32> {
         let blocks = weights.as_chunks::<BLOCK>().0.iter().zip(scales);
         blocks.flat_map(|(b, &s)| q4_0::BlockQ4_0::quantize_scaled(b, s).dequantize()).collect()
     }

@@ -200,7 +200,10 @@ fn graph_rows(
     // Of the checkpoint that was exported, which need not be the last.
     let step =
         checkpoint.file_name().and_then(|name| name.to_str()?.strip_prefix("step-")?.parse().ok());
-    let at_step = |r: &&Record| r.split == "eval" && step.is_none_or(|step: usize| r.step == step);
+    let at_step = |r: &&Record| {
+        matches!(r.split.as_str(), "eval" | "start")
+            && step.is_none_or(|step: usize| r.step == step)
+    };
     let trained = records.iter().rev().find(at_step).or_else(|| newest("eval"));
     let (kind, name) = (RowKind::QuantizationAware, "student, quantisation-aware");
     rows.extend(trained.map(|r| row(kind, name, &graph(r), r, shipped)));

@@ -91,7 +91,8 @@ def compare(name: str, options: dict, directory: Path, arguments: argparse.Names
     if status != 0:
         sys.exit(f"{name}: {(directory / 'log').read_text()}")
     (timings,) = directory.glob(f"runs/{name}/*/timings.jsonl")
-    seconds = [json.loads(line)["seconds"] for line in timings.read_text().splitlines()]
+    records = [json.loads(line) for line in timings.read_text().splitlines()]
+    seconds = [record["seconds"] for record in records if record["split"] == "timing"]
     peak = (plan["memory"]["peak"], usage.ru_maxrss * 1024)
     return peak, (plan["time"]["step"], statistics.median(seconds[1:]))
 

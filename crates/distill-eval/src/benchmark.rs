@@ -123,8 +123,10 @@ impl ModelRecords {
     }
 }
 
-/// The tables of models that were measured on the same tasks.
-pub fn benchmarks(models: &[ModelRecords]) -> Vec<Benchmark> {
+/// The tables of models that were measured on the same tasks. Where the student was still learning
+/// (`began_finished` is false) what it was before the grid is no measure of what it lost there, and there
+/// are no shares of that loss.
+pub fn benchmarks(models: &[ModelRecords], began_finished: bool) -> Vec<Benchmark> {
     let Some(first) = models.first() else { return Vec::new() };
     let bootstrap = first.options.bootstrap;
     let tables = first.tasks.iter().enumerate().map(|(index, task)| {
@@ -132,7 +134,8 @@ pub fn benchmarks(models: &[ModelRecords]) -> Vec<Benchmark> {
             let model = models.iter().find(|model| model.role == role)?;
             Some(&model.tasks.get(index)?.outcome)
         };
-        let (full, rounded) = (outcome(Role::FullPrecision), outcome(Role::Round));
+        let full = outcome(Role::FullPrecision);
+        let rounded = outcome(Role::Round).filter(|_| began_finished);
         let rows = models.iter().filter_map(|model| {
             let mine = &model.tasks.get(index)?.outcome;
             let role = model.role;

@@ -13,6 +13,9 @@ pub trait Sample {
     /// The figures' names.
     fn names(&self) -> &'static [&'static str];
 
+    /// Whether less of a figure is better, in the order of the names.
+    fn less_is_better(&self) -> &'static [bool];
+
     /// Number of records: chunks or items.
     fn len(&self) -> usize;
 
@@ -49,13 +52,6 @@ pub struct Estimate {
     pub n: usize,
 }
 
-impl Estimate {
-    /// Whether the interval leaves out zero.
-    pub fn is_real(&self) -> bool {
-        self.low > 0.0 || self.high < 0.0
-    }
-}
-
 impl Default for Bootstrap {
     fn default() -> Self {
         Self { resamples: 10_000, seed: 0 }
@@ -85,8 +81,9 @@ impl Bootstrap {
 
     /// Which share of the way from `rounded` back to `full` every figure of `sample` has gone,
     /// (rounded − sample) / (rounded − full), all three on the same records: 1 is all of what
-    /// rounding cost. `None` where the interval of that cost holds zero: a share of a loss
-    /// that may not be there would be noise.
+    /// rounding cost. `None` where the interval of that cost does not lie above zero, or has no width: a
+    /// share of a loss that may not be there would be noise. Where a few draws have no such loss, the
+    /// interval may have no end, and there is none either.
     ///
     /// # Panics
     /// If one has more records than another.
@@ -105,7 +102,12 @@ impl Bootstrap {
                 |((ours, rounded), full): ((f64, f64), f64)| (rounded - ours) / (rounded - full);
             ours.into_iter().zip(rounded).zip(full).map(of).collect()
         });
-        shares.into_iter().zip(cost).map(|(share, cost)| cost.is_real().then_some(share)).collect()
+        let known = |((share, cost), &less): ((Estimate, Estimate), &bool)| {
+            let lost = if less { cost.low > 0.0 } else { cost.high < 0.0 };
+            let finite = share.low.is_finite() && share.high.is_finite();
+            (lost && finite && cost.low < cost.high).then_some(share)
+        };
+        shares.into_iter().zip(cost).zip(sample.less_is_better()).map(known).collect()
     }
 
     fn intervals(
@@ -181,6 +183,10 @@ mod tests {
             &["mean", "largest"]
         }
 
+        fn less_is_better(&self) -> &'static [bool] {
+            &[true, true]
+        }
+
         fn len(&self) -> usize {
             self.0.len()
         }
@@ -252,17 +258,19 @@ mod tests {
     #[test]
     fn the_share_recovered_is_that_of_the_means_and_pairs_cancel_what_is_shared() {
         let full = values(100, 4);
-        let plus = |by: f64| Values(full.0.iter().map(|value| value + by).collect());
+        let times = |by: f64| Values(full.0.iter().map(|value| value * by).collect());
         let bootstrap = Bootstrap { resamples: 500, seed: 0 };
-        let found = bootstrap.recovered(&plus(1.0), &plus(4.0), &full);
+        let found = bootstrap.recovered(&times(1.25), &times(2.0), &full);
         for share in found {
             let share = share.expect("rounding has a cost");
             for end in [share.value, share.low, share.high] {
                 assert!((end - 0.75).abs() < 1e-9, "{share:?}");
             }
         }
-        // Of no loss there is no share.
-        assert_eq!(bootstrap.recovered(&plus(1.0), &full, &full), [None, None]);
+        // Of no loss there is no share, and of a gain neither.
+        assert_eq!(bootstrap.recovered(&times(1.25), &full, &full), [None, None]);
+        assert_eq!(bootstrap.recovered(&times(1.25), &times(0.5), &full), [None, None]);
+        let plus = |by: f64| Values(full.0.iter().map(|value| value + by).collect());
         let noisy = values(100, 5);
         assert_eq!(bootstrap.recovered(&plus(1.0), &noisy, &full)[0], None);
     }

@@ -238,6 +238,18 @@ pub enum ProblemKind {
     /// Scales of blocks where low-rank factors are trained.
     #[error("scales of blocks that are found or trained do not go with [train.lora]")]
     ScalesWithLora,
+    /// Training that ends before the weights have come to the grid.
+    #[error(
+        "the ramp of {ramp_steps} steps from step {start_step} on does not end within the {steps} steps of training"
+    )]
+    Ramp {
+        /// `quantize.ramp_steps`.
+        ramp_steps: usize,
+        /// `quantize.start_step`.
+        start_step: usize,
+        /// `train.steps`.
+        steps: usize,
+    },
     /// Weights on their way to the grid, where the linear itself rounds the sum.
     #[error(
         "with LoRA the merged weights are on the grid from `start_step` on, and clamped ones get no gradient"
@@ -474,6 +486,10 @@ impl ProblemKind {
             Self::Bf16 { .. } => "set `backend` to \"cuda\", with all weights trained and none on a \
                  grid, whose values bf16 would round again; or remove `precision`"
                 .to_owned(),
+            Self::Ramp { start_step, steps, .. } => format!(
+                "at most {} steps are left for it; a few hundred at the end should see the whole grid",
+                steps - start_step
+            ),
             Self::ApproachWithLora => "remove the key, or train all weights: remove [train.lora]".to_owned(),
             Self::ScalesWithLora => "train all weights: remove [train.lora]; or keep `method = \"round\"` \
                  and `scales = \"weights\"`"
@@ -547,7 +563,7 @@ impl ProblemKind {
             Self::NotBlocks { .. } => "not a multiple of 32",
             Self::SequenceTooLong { .. } | Self::PromptTooLong { .. } => "too long",
             Self::BetaWithoutJsd { .. } | Self::DecayWithoutWsd => "would do nothing",
-            Self::StartStep { .. } => "after the end",
+            Self::StartStep { .. } | Self::Ramp { .. } => "after the end",
             Self::ActivationsWithoutLinears => "needs quantized linears",
             Self::Warmup { .. } | Self::Decay { .. } => "too long",
             Self::MinLearningRate { .. } | Self::LoraRank { .. } => "too high",

@@ -200,6 +200,7 @@ messages! {
     quantization_that_starts_after_the_end => broken("linears", "start_step = 100\nlinears");
     found_scales_under_lora =>
         message(&format!("{SOUND}[train.lora]\n").replace("linears", "method = \"gptq\"\nlinears"), &[]);
+    a_ramp_beyond_the_end => broken("linears", "start_step = 60\nramp_steps = 50\nlinears");
     a_ramp_under_lora =>
         message(&format!("{SOUND}[train.lora]\n").replace("linears", "ramp_steps = 9\nlinears"), &[]);
     tasks_without_a_file => message(&format!("{SOUND}[eval.tasks]\nlimit = 10\n"), &[]);

@@ -17,8 +17,9 @@ pub struct Approach {
 impl Approach {
     /// That of an optimiser step, counted from 0: λ grows from 1 / `ramp_steps` by that much a step.
     pub fn at(quantize: Option<&Quantize>, step: usize) -> Self {
-        let Some(quantize) = quantize else { return Self { share: 1.0, clips: true } };
-        let done = (step + 1).saturating_sub(quantize.start_step);
+        let on_grid = quantize.filter(|quantize| step >= quantize.start_step);
+        let Some(quantize) = on_grid else { return Self { share: 1.0, clips: true } };
+        let done = step + 1 - quantize.start_step;
         let share = match quantize.ramp_steps {
             0 => 1.0,
             ramp => (done as f64 / ramp as f64).min(1.0) as f32,

@@ -89,11 +89,16 @@ pub fn write(
         let _ = fs::remove_dir_all(&partial);
         return Err(error.while_writing());
     }
+    // At no moment is there neither the old one nor the new: `list` knows the old one by this name too.
+    let old = run.join(format!(".step-{}.old", state.step));
     if target.exists() {
-        fs::remove_dir_all(&target).map_err(io("replacing", &target))?;
+        fs::rename(&target, &old).map_err(io("renaming", &target))?;
     }
     fs::rename(&partial, &target).map_err(io("renaming", &partial))?;
     sync(run)?;
+    if old.exists() {
+        fs::remove_dir_all(&old).map_err(io("removing", &old))?;
+    }
     let best = state.best.map(|best| best.step);
     for (_, old) in list(run)?.into_iter().rev().skip(keep).filter(|(step, _)| Some(*step) != best)
     {
@@ -224,13 +229,17 @@ fn list(run: &Path) -> Result<Vec<(usize, PathBuf)>, TrainError> {
     for entry in fs::read_dir(run).map_err(TrainError::io("listing", run))? {
         let entry = entry.map_err(TrainError::io("listing", run))?;
         let name = entry.file_name();
-        let step = name.to_str().and_then(|n| n.strip_prefix("step-")).and_then(|n| n.parse().ok());
+        let Some(name) = name.to_str() else { continue };
+        let replaced = name.strip_prefix('.').and_then(|name| name.strip_suffix(".old"));
+        let step = replaced.unwrap_or(name).strip_prefix("step-").and_then(|n| n.parse().ok());
         if let Some(step) = step {
-            found.push((step, entry.path()));
+            found.push((step, replaced.is_some(), entry.path()));
         }
     }
     found.sort();
-    Ok(found)
+    // One that was being replaced counts where its successor is not there.
+    found.dedup_by_key(|(step, ..)| *step);
+    Ok(found.into_iter().map(|(step, _, path)| (step, path)).collect())
 }
 
 fn sync(path: &Path) -> Result<(), TrainError> {

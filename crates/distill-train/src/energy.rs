@@ -36,6 +36,11 @@ impl EnergyMeter {
             if name.matches(':').count() != 1 || !name.starts_with("intel-rapl:") {
                 continue;
             }
+            // A zone beside the packages may be the whole platform, with them in it.
+            let what = fs::read_to_string(zone.join("name")).unwrap_or_default();
+            if !what.starts_with("package") {
+                continue;
+            }
             let counter = zone.join("energy_uj");
             let last = read(&counter)?;
             packages.push(Package {
@@ -70,7 +75,7 @@ fn read(path: &Path) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn set(directory: &Path, zone: &str, file: &str, value: u64) {
+    fn set(directory: &Path, zone: &str, file: &str, value: impl std::fmt::Display) {
         fs::create_dir_all(directory.join(zone)).unwrap();
         fs::write(directory.join(zone).join(file), format!("{value}\n")).unwrap();
     }
@@ -79,12 +84,19 @@ mod tests {
     fn packages_are_summed_parts_left_out_and_counters_begin_again() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
-        for (zone, start) in [("intel-rapl:0", 1_000_000), ("intel-rapl:1", 9_000_000)] {
+        let zones = [
+            ("intel-rapl:0", "package-0", 1_000_000),
+            ("intel-rapl:1", "package-1", 9_000_000),
+            ("intel-rapl:2", "psys", 0),
+        ];
+        for (zone, name, start) in zones {
+            set(path, zone, "name", name);
             set(path, zone, "energy_uj", start);
             set(path, zone, "max_energy_range_uj", 10_000_000);
         }
         set(path, "intel-rapl:0:0", "energy_uj", 5);
         let mut meter = EnergyMeter::of(path).unwrap();
+        set(path, "intel-rapl:2", "energy_uj", 8_000_000);
         set(path, "intel-rapl:0", "energy_uj", 3_500_000);
         set(path, "intel-rapl:1", "energy_uj", 500_000);
         set(path, "intel-rapl:0:0", "energy_uj", 7_000_000);

@@ -21,6 +21,8 @@ pub struct AdamW {
     weight_decay: f64,
     /// What the learning rate of some parameters is multiplied by.
     factors: LearningRateFactors,
+    /// Updates made before scales of blocks had any.
+    scales_begin: usize,
     /// The type that moments are kept in.
     state: MomentType,
     /// What their rounding is drawn from, with the step and the parameter's name.
@@ -40,6 +42,7 @@ impl AdamW {
             epsilon: train.epsilon,
             weight_decay: train.weight_decay,
             factors: train.learning_rate_factors,
+            scales_begin: 0,
             state: match train.optimizer_state {
                 OptimizerState::F32 => MomentType::F32,
                 OptimizerState::Bf16 => MomentType::Bf16,
@@ -49,6 +52,13 @@ impl AdamW {
             step: 0,
             moments: BTreeMap::new(),
         }
+    }
+
+    /// Scales of blocks are there from that update on, counted from 0: their moments begin there.
+    #[must_use]
+    pub fn with_scales_from(mut self, update: usize) -> Self {
+        self.scales_begin = update;
+        self
     }
 
     /// Leaves scales of blocks as they are.
@@ -82,17 +92,21 @@ impl AdamW {
     /// Begins an update, which is then applied to each parameter. Gradients are multiplied by `clip`.
     pub fn step(&mut self, clip: f64, learning_rate: f64) -> Step<'_> {
         self.step += 1;
-        let correction = |beta: f64| 1.0 / (1.0 - beta.powi(self.step as i32));
-        let update = Update {
-            beta1: self.beta1 as f32,
-            beta2: self.beta2 as f32,
-            rate: (learning_rate * correction(self.beta1)) as f32,
-            correction2: correction(self.beta2) as f32,
-            epsilon: self.epsilon as f32,
-            keep: 1.0,
-            clip: clip as f32,
+        let after = |updates: usize| {
+            let correction = |beta: f64| 1.0 / (1.0 - beta.powi(updates as i32));
+            Update {
+                beta1: self.beta1 as f32,
+                beta2: self.beta2 as f32,
+                rate: (learning_rate * correction(self.beta1)) as f32,
+                correction2: correction(self.beta2) as f32,
+                epsilon: self.epsilon as f32,
+                keep: 1.0,
+                clip: clip as f32,
+            }
         };
-        Step { decay: learning_rate * self.weight_decay, update, optimizer: self }
+        let of_scales = after(self.step.saturating_sub(self.scales_begin).max(1));
+        let update = after(self.step);
+        Step { decay: learning_rate * self.weight_decay, update, of_scales, optimizer: self }
     }
 
     /// The moments of each parameter.
@@ -147,6 +161,8 @@ impl AdamW {
 pub struct Step<'a> {
     optimizer: &'a mut AdamW,
     update: Update,
+    /// That of scales of blocks, whose moments may be younger.
+    of_scales: Update,
     /// Learning rate · weight decay.
     decay: f64,
 }
@@ -172,16 +188,17 @@ impl Step<'_> {
             let fresh = Moments::zeros(self.optimizer.state, &gradient);
             self.optimizer.moments.insert(name.to_string(), fresh);
         }
-        let rate = (f64::from(self.update.rate) * factor) as f32;
         let moments = self.optimizer.moments.get_mut(name).expect("inserted above");
+        let rate_of = |update: &Update| (f64::from(update.rate) * factor) as f32;
         if is_block_scale(name) {
-            let update = Update { rate, keep: 1.0, ..self.update };
+            let update = Update { rate: rate_of(&self.of_scales), keep: 1.0, ..self.of_scales };
             let zeros = weight.zeros_like();
             let moved = moments.update(zeros, gradient, update, noise);
             return weight * moved.exp();
         }
         let decay = if dims.len() > 1 { self.decay * factor } else { 0.0 };
-        let update = Update { rate, keep: (1.0 - decay) as f32, ..self.update };
+        let update =
+            Update { rate: rate_of(&self.update), keep: (1.0 - decay) as f32, ..self.update };
         moments.update(weight, gradient, update, noise)
     }
 }

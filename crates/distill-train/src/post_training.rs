@@ -3,8 +3,10 @@
 //!
 //! Layer after layer, and within a layer in the order of the forward pass, each linear is quantised for
 //! the inputs that it will have: those that come out of what is quantised already, rounded as the
-//! runtime rounds them. From these inputs x a linear needs H = Σ x·xᵀ alone: its diagonal weights the
-//! errors of [`Method::Search`], all of it feeds them back in [`Method::Gptq`].
+//! runtime rounds them. Of these inputs x a linear needs H = Σ x·xᵀ: its diagonal weights the errors of
+//! [`Method::Search`], all of it feeds them back in [`Method::Gptq`], which also makes up for how far
+//! they have moved from those in full precision ([`Feedback::target`]). Embedding and head come first,
+//! for the inputs that the head has in full precision.
 
 use std::collections::BTreeMap;
 
@@ -29,6 +31,9 @@ const LEAST_RECEIVED: f32 = 0.1;
 /// How often coordinate descent looks at every code once GPTQ has decided.
 const SWEEPS: usize = 2;
 
+/// Stretches of neighbouring texts that the two halves of [`Drift`] are made of.
+const STRETCHES: usize = 16;
+
 /// A model whose weights, rounded to `grids`, are what the method makes of them; with
 /// [`Method::Round`] the model as it is. `progress` hears how many of how many layers are done.
 ///
@@ -41,6 +46,8 @@ pub fn quantize(
     device: &Device,
     progress: &mut dyn FnMut(usize, usize),
 ) -> LlamaForCausalLM {
+    // Scales that the model may have had from another method are no part of this one.
+    let model = model.with_block_scales(BTreeMap::new());
     if method == Method::Round {
         return model;
     }
@@ -49,7 +56,7 @@ pub fn quantize(
     if grids.embeddings == WeightGrid::Q4_0 {
         found.table(&model, grids, method, calibration, device);
     }
-    round(&mut live, grids, &found, |name| grids.of(name) == grids.embeddings && is_table(name));
+    round(&mut live, grids, &found, is_table);
 
     live.rounding = grids.activations.into();
     let texts = |model: &LlamaForCausalLM| -> Vec<Text> {
@@ -390,10 +397,12 @@ impl Drift {
                 let moved = rows(moved(&texts[index], &full[index]) * worth.clone());
                 moved.transpose().matmul(rows(texts[index].input.clone() * worth.clone()))
             };
-            // Of a single text there are no halves to agree, and nothing is made up for.
-            let half = |first: usize| {
-                let sum = (first..texts.len()).step_by(2).map(of).reduce(|a, b| a + b);
-                sum.unwrap_or_else(|| of(0).zeros_like())
+            // Neighbours are often of one document, and chance in common is no agreement: the halves take
+            // turns in stretches. Of a single text there are none, and nothing is made up for.
+            let stretch = texts.len().div_ceil(STRETCHES);
+            let half = |which: usize| {
+                let mine = (0..texts.len()).filter(|index| index / stretch % 2 == which);
+                mine.map(of).reduce(|a, b| a + b).unwrap_or_else(|| of(0).zeros_like())
             };
             [half(0), half(1)]
         };

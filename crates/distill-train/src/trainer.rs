@@ -9,7 +9,7 @@ use distill_eval::Score;
 use distill_models::parameters::NamedTensors;
 use distill_models::quantized::with_own_scales;
 use distill_models::{LlamaForCausalLM, WeightGrids};
-use distill_recipe::{Choice, Method, Quantize, Recipe, Scales, StudentInit};
+use distill_recipe::{Choice, Method, Quantize, Recipe, Scales, StudentInit, Tasks};
 
 use crate::TrainError;
 use crate::approach::Approach;
@@ -93,8 +93,11 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self, TrainError> {
         let train = &recipe.train;
         let mut optimizer = AdamW::new(train, recipe.seed);
-        if recipe.quantize.as_ref().is_some_and(|q| q.scales == Scales::Fixed) {
-            optimizer = optimizer.with_fixed_scales();
+        if let Some(quantize) = &recipe.quantize {
+            optimizer = optimizer.with_scales_from(quantize.start_step);
+            if quantize.scales == Scales::Fixed {
+                optimizer = optimizer.with_fixed_scales();
+            }
         }
         let (student, optimizer, state) = match checkpoint::newest(&run)? {
             Some(path) => checkpoint::read(&path, optimizer, train, student, &device)?,
@@ -148,7 +151,7 @@ impl<'a> Trainer<'a> {
     /// [`TrainError::Diverged`] with the last good checkpoint intact; disk and teacher errors.
     pub fn run(mut self, observer: &mut dyn Observer) -> Result<PathBuf, TrainError> {
         let train = &self.recipe.train;
-        if self.step == 0 {
+        if self.step == 0 && !self.begins {
             self.evaluate(observer)?;
         }
         while self.step < train.steps && !self.is_out_of_patience() {
@@ -323,28 +326,20 @@ impl<'a> Trainer<'a> {
         quantize: &Quantize,
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
-        let mut begins = None;
-        if let Some(tasks) = &self.recipe.eval.tasks {
-            let masters = self.student.merged();
-            observer.untrained(None, &masters).map_err(TrainError::Untrained)?;
-            for &method in &tasks.baselines {
-                let model = self.by(method, masters.clone(), quantize, observer);
-                observer.untrained(Some(method), &model).map_err(TrainError::Untrained)?;
-                if method == quantize.method {
-                    begins = Some(model);
-                }
-            }
-        }
+        let baseline = match &self.recipe.eval.tasks {
+            Some(tasks) => self.hand_over_baselines(tasks, quantize, observer)?,
+            None => None,
+        };
         if quantize.scales == Scales::Weights {
             return Ok(());
         }
         let grids = self.grids;
-        let begins = match (begins, quantize.method) {
-            (Some(model), method) if method != Method::Round => model,
+        let start = match (baseline, quantize.method) {
             (_, Method::Round) => with_own_scales(self.student.merged(), &grids),
-            (_, method) => self.by(method, self.student.merged(), quantize, observer),
+            (Some(model), _) => model,
+            (None, method) => self.by(method, quantize, observer)?,
         };
-        self.student.replace(|_| begins);
+        self.student.replace(|_| start);
         let score = self.measure("start", &grids, observer)?;
         self.begins = true;
         // The checkpoint takes the place of one that was simply rounded.
@@ -354,18 +349,47 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// What a method makes of a model.
-    fn by(
-        &self,
-        method: Method,
-        model: LlamaForCausalLM,
+    /// Full precision and every baseline, for the tasks. Returns the one that training begins with, if it
+    /// is among them.
+    fn hand_over_baselines(
+        &mut self,
+        tasks: &Tasks,
         quantize: &Quantize,
         observer: &mut dyn Observer,
-    ) -> LlamaForCausalLM {
-        let train = &self.prepared.dataset.train;
+    ) -> Result<Option<LlamaForCausalLM>, TrainError> {
+        observer.untrained(None, &self.student.merged()).map_err(TrainError::Untrained)?;
+        let mut start = None;
+        for &method in &tasks.baselines {
+            let model = self.by(method, quantize, observer)?;
+            observer.untrained(Some(method), &model).map_err(TrainError::Untrained)?;
+            if method == quantize.method {
+                start = Some(model);
+            }
+        }
+        Ok(start)
+    }
+
+    /// What a method makes of the student.
+    fn by(
+        &mut self,
+        method: Method,
+        quantize: &Quantize,
+        observer: &mut dyn Observer,
+    ) -> Result<LlamaForCausalLM, TrainError> {
+        let started = Instant::now();
+        let (student, train) = (self.student.merged(), &self.prepared.dataset.train);
         let text = post_training::calibration(train, quantize.calibration_sequences);
         let mut progress = |done, of| observer.quantized(done, of);
-        post_training::quantize(model, &self.grids, method, &text, &self.device, &mut progress)
+        let (grids, device) = (&self.grids, &self.device);
+        let model = post_training::quantize(student, grids, method, &text, device, &mut progress);
+        let split = if method == quantize.method { "method" } else { "baseline" };
+        self.log_seconds(split, started)?;
+        Ok(model)
+    }
+
+    fn log_seconds(&mut self, split: &str, since: Instant) -> Result<(), TrainError> {
+        let seconds = since.elapsed().as_secs_f64();
+        self.log.write_timing(&Record::new(self.step, split).with("seconds", seconds))
     }
 
     fn measure(
@@ -374,7 +398,9 @@ impl<'a> Trainer<'a> {
         grids: &WeightGrids,
         observer: &mut dyn Observer,
     ) -> Result<Score, TrainError> {
+        let started = Instant::now();
         let score = self.score(grids)?;
+        self.log_seconds("evaluation", started)?;
         let record = record_of(&score, self.step, split);
         self.log.write(&record)?;
         observer.record(&record, None);

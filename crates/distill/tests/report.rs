@@ -138,7 +138,14 @@ fn every_figure_is_in_a_file_of_the_run() {
     assert_eq!(cost["steps"], steps.len());
     close(&cost["tokens"], steps.iter().map(|step| number(&step["tokens"])).sum(), "tokens");
     let timings = lines(&run.join("timings.jsonl"));
-    close(&cost["seconds"], timings.iter().map(|t| number(&t["seconds"])).sum(), "seconds");
+    for (figure, split) in
+        [("seconds", "timing"), ("method_seconds", "method"), ("evaluation_seconds", "evaluation")]
+    {
+        let of = timings.iter().filter(|timing| timing["split"] == split);
+        let sum: f64 = of.map(|timing| number(&timing["seconds"])).sum();
+        assert!(sum > 0.0, "{split}");
+        close(&cost[figure], sum, figure);
+    }
     assert_eq!(report["command"], "distill run student.toml");
 
     // The three ways to read it say the same.

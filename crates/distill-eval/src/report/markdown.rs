@@ -21,19 +21,30 @@ pub fn markdown(report: &RunReport) -> String {
 }
 
 /// The card of the Hugging Face export: the hub's table of facts, what the directory holds, and the
-/// report. `base` is the model that the student began as, where it has a name on the hub.
-pub fn model_card(report: &RunReport, base: Option<&str>) -> String {
+/// report. `base` is the model that the student began as, where it has a name on the hub; `on_grid` is
+/// whether weights were rounded.
+pub fn model_card(report: &RunReport, base: Option<&str>, on_grid: bool) -> String {
     let mut text = String::from("---\n");
     text.push_str("library_name: transformers\npipeline_tag: text-generation\n");
     if let Some(base) = base {
-        let _ = writeln!(text, "base_model: {}\nbase_model_relation: quantized", quoted(base));
+        let relation = if on_grid { "quantized" } else { "finetune" };
+        let _ = writeln!(text, "base_model: {}\nbase_model_relation: {relation}", quoted(base));
     }
-    text.push_str("tags:\n  - distill\n  - quantization-aware-training\n");
+    text.push_str("tags:\n  - distill\n");
+    if on_grid {
+        text.push_str("  - quantization-aware-training\n");
+    }
     text.push_str(&index(report));
     let _ = writeln!(text, "---\n\n# {}\n", plain(&report.name));
+    if on_grid {
+        text.push_str(
+            "The weights here are floats that lie on the grid they were trained for, so that \
+             rounding them to it again changes nothing. ",
+        );
+    }
     text.push_str(
-        "The weights here are floats that lie on the grid they were trained for, so that rounding \
-         them to it again changes nothing. The licence is that of the model it was made from.\n\n",
+        "The licence is that of the model it was made from. Benchmarks were measured on the GGUF \
+         file of these weights, in distill's runtime.\n\n",
     );
     text.push_str(&body(report));
     text
@@ -169,12 +180,22 @@ pub(super) fn cost(cost: &Cost) -> String {
         || "the machine does not tell its energy".to_owned(),
         |joules| format!("{:.1} Wh of the processor", joules / 3600.0),
     );
-    format!(
+    let mut text = format!(
         "{} steps, {} tokens, {}, {energy}",
         grouped(cost.steps as u64),
         grouped(cost.tokens),
         duration(cost.seconds),
-    )
+    );
+    // Of runs from before these were kept there are none.
+    for (seconds, of) in [
+        (cost.method_seconds, "the way to the grid"),
+        (cost.evaluation_seconds, "evaluations on held-out text"),
+    ] {
+        if seconds > 0.0 {
+            let _ = write!(text, "; {} for {of}", duration(seconds));
+        }
+    }
+    text
 }
 
 /// `12 s`, `3 min 5 s`, `1 h 24 min`.
@@ -263,7 +284,7 @@ mod tests {
 
     #[test]
     fn the_card_begins_with_what_the_hub_reads() {
-        let card = model_card(&example::report(), Some("owner/model"));
+        let card = model_card(&example::report(), Some("owner/model"), true);
         let [_, front, _] = card.splitn(3, "---\n").collect::<Vec<_>>()[..] else {
             panic!("{card}")
         };

@@ -125,9 +125,15 @@ pub struct Cost {
     pub steps: usize,
     /// Tokens that the student was trained on.
     pub tokens: u64,
-    /// Time of the steps, evaluations and the way to the grid not counted.
+    /// Time of the steps.
     pub seconds: f64,
-    /// What the processor's packages drew meanwhile; `None` where the machine does not tell.
+    /// Time of the method that training on the grid began with.
+    #[serde(default)]
+    pub method_seconds: f64,
+    /// Time of evaluations on held-out text.
+    #[serde(default)]
+    pub evaluation_seconds: f64,
+    /// What the processor's packages drew during the steps; `None` where the machine does not tell.
     pub joules: Option<f64>,
 }
 

@@ -150,6 +150,10 @@ impl Sample for Choice {
         &["acc", "acc_norm", "acc_bytes"]
     }
 
+    fn less_is_better(&self) -> &'static [bool] {
+        &[false; 3]
+    }
+
     fn len(&self) -> usize {
         self.items.len()
     }

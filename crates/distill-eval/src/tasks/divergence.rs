@@ -119,6 +119,10 @@ impl Sample for Divergence {
         &["kl", "same_top"]
     }
 
+    fn less_is_better(&self) -> &'static [bool] {
+        &[true, false]
+    }
+
     fn len(&self) -> usize {
         self.chunks.len()
     }

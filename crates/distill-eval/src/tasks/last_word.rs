@@ -100,6 +100,10 @@ impl Sample for LastWord {
         &["acc", "perplexity"]
     }
 
+    fn less_is_better(&self) -> &'static [bool] {
+        &[false, true]
+    }
+
     fn len(&self) -> usize {
         self.items.len()
     }

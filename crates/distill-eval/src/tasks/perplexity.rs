@@ -93,6 +93,10 @@ impl Sample for Perplexity {
         &["perplexity"]
     }
 
+    fn less_is_better(&self) -> &'static [bool] {
+        &[true]
+    }
+
     fn len(&self) -> usize {
         self.chunks.len()
     }

@@ -228,6 +228,12 @@ impl Resolver<'_> {
         let ramp_steps = or(&written.ramp_steps, defaults::RAMP_STEPS);
         let straight_through = or(&written.straight_through, defaults::STRAIGHT_THROUGH);
         let ramp = written.ramp_steps.as_ref().filter(|_| ramp_steps > 0).map(Written::span);
+        if let (Some(place), true) =
+            (ramp.clone(), start_step < steps && ramp_steps > steps - start_step)
+        {
+            let others = [(train.steps.span(), "steps")];
+            self.push(ProblemKind::Ramp { ramp_steps, start_step, steps }, place, &others);
+        }
         let passed = written.straight_through.as_ref();
         let passed = passed.filter(|_| straight_through != StraightThrough::Clipped);
         if let (Some(place), Some(lora)) = (ramp.or(passed.map(Written::span)), &train.lora) {

@@ -56,8 +56,12 @@ pub fn report(
     }
     bar.finish_and_clear();
     keep_held_out(run, &rows)?;
+    let began_finished = matches!(recipe.student.init, StudentInit::From(_))
+        && recipe.quantize.as_ref().is_none_or(|quantize| quantize.start_step == 0);
     let benchmarks = match &recipe.eval.tasks {
-        Some(tasks) => benchmarks(&super::benchmark::benchmark(recipe, run, tasks)?),
+        Some(tasks) => {
+            benchmarks(&super::benchmark::benchmark(recipe, run, tasks)?, began_finished)
+        }
         None => Vec::new(),
     };
     let kernels = model.as_ref().map_or("", |m| m.kernel_name());
@@ -75,8 +79,7 @@ pub fn report(
         command: fs::read_to_string(&command).unwrap_or_default(),
         cost: cost(&records, &metrics::read_timings(run)?),
         positions: held_out.batch(&measured).valid_tokens(),
-        began_finished: matches!(recipe.student.init, StudentInit::From(_))
-            && recipe.quantize.as_ref().is_none_or(|quantize| quantize.start_step == 0),
+        began_finished,
         rows,
         benchmarks,
         curves: curves(&records),
@@ -85,7 +88,7 @@ pub fn report(
         files: Vec::new(),
     };
     if let Some(directory) = &exported.huggingface {
-        let card = model_card(&report, base(recipe));
+        let card = model_card(&report, base(recipe), recipe.quantize.is_some());
         run_directory::write(&directory.join("README.md"), &card)?;
     }
     report.files = files(run)?;
@@ -131,6 +134,8 @@ fn cost(records: &[Record], timings: &[Record]) -> Cost {
         steps: records.iter().filter(|record| record.split == "train").count(),
         tokens: sum(records, "train", "tokens").unwrap_or(0.0) as u64,
         seconds: sum(timings, "timing", "seconds").unwrap_or(0.0),
+        method_seconds: sum(timings, "method", "seconds").unwrap_or(0.0),
+        evaluation_seconds: sum(timings, "evaluation", "seconds").unwrap_or(0.0),
         joules: sum(timings, "timing", "joules").filter(|joules| *joules > 0.0),
     }
 }

@@ -114,3 +114,47 @@ fn gradients_are_those_of_weights_on_their_way() {
     }
     assert!(zeros > 1000, "{zeros} clamped weights");
 }
+
+/// Losses of the first two steps of a run.
+fn losses(quantize: &str) -> Vec<f64> {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let data = directory.path().join("text.txt");
+    std::fs::write(&data, "A river follows the old house. My bird sees the sun. ".repeat(200))
+        .expect("write");
+    let text = format!(
+        r#"
+name = "ramp"
+[student]
+train_tokenizer = 280
+config = {{ hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2, num_attention_heads = 2, num_key_value_heads = 1 }}
+[data]
+sources = [{data:?}]
+sequence_length = 32
+held_out = 0.1
+[train]
+steps = 2
+learning_rate = 1e-2
+{quantize}
+"#
+    );
+    let document = Document { path: directory.path().join("recipe.toml"), text };
+    let recipe = Recipe::from_document(&document, &[]).unwrap_or_else(|error| panic!("{error:?}"));
+    let run = directory.path().join("run");
+    tiny::train(&recipe, None, &run).expect("trains");
+    let log = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    let records = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let train = records.filter(|record| record["split"] == "train");
+    train.map(|record| record["loss"].as_f64().expect("a loss")).collect()
+}
+
+#[test]
+fn training_computes_with_the_weights_of_the_ramp() {
+    let grid = "[quantize]\nlinears = \"q4_0\"\nembeddings = \"q4_0\"\nactivations = \"float\"\n";
+    let (float, at_once) = (losses(""), losses(grid));
+    let ramp = losses(&format!("{grid}ramp_steps = 2\n"));
+    // Half of the rounding error makes about half of the difference.
+    let share = (ramp[0] - float[0]) / (at_once[0] - float[0]);
+    assert!((0.2..0.8).contains(&share), "{float:?} {ramp:?} {at_once:?}");
+    let none = losses(&format!("{grid}ramp_steps = 1\n"));
+    assert_eq!(none, at_once);
+}

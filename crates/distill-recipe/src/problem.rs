@@ -487,7 +487,7 @@ impl ProblemKind {
                  grid, whose values bf16 would round again; or remove `precision`"
                 .to_owned(),
             Self::Ramp { start_step, steps, .. } => format!(
-                "at most {} steps are left for it; a few hundred at the end should see the whole grid",
+                "at most {} steps are left for it",
                 steps - start_step
             ),
             Self::ApproachWithLora => "remove the key, or train all weights: remove [train.lora]".to_owned(),

@@ -488,6 +488,8 @@ impl Gram {
 
 #[cfg(test)]
 mod tests {
+    use distill_models::LlamaConfig;
+
     use super::*;
 
     /// Of either half.
@@ -555,6 +557,65 @@ mod tests {
         let astray = distance(&target(&weights, off), &weights)
             / distance(&weights, &(weights.clone() * 0.0));
         assert!(astray < 0.015, "{astray}");
+    }
+
+    #[test]
+    fn an_output_projection_makes_up_for_what_its_stream_and_its_inputs_lack() {
+        let (width, tokens) = (32, 500);
+        let config = LlamaConfig {
+            vocab_size: 32,
+            hidden_size: width,
+            intermediate_size: width,
+            num_hidden_layers: 1,
+            num_attention_heads: 1,
+            num_key_value_heads: 1,
+            head_dim: width,
+            rope_theta: 10_000.0,
+            rope_scaling: None,
+            rms_norm_eps: 1e-5,
+            max_position_embeddings: tokens,
+            tie_word_embeddings: true,
+            bos_token_id: None,
+            eos_token_id: None,
+        };
+        let positions = vec![0; tokens];
+        let three = |x: Tensor<2>| x.reshape([1, tokens, width]);
+        let weights = matrix(noise(width * width, 3), [width, width]);
+        // x = A·x̂ and δ = B·x̂: then W·A + B gives what is lacking.
+        let near = |seed| matrix(noise(width * width, seed), [width, width]) * 0.1;
+        let (a, b) = (near(4) + Tensor::eye(width, &flex()), near(5));
+        let of = |seed| {
+            let found = matrix(noise(tokens * width, seed), [tokens, width]);
+            let stream = matrix(noise(tokens * width, seed + 50), [tokens, width]);
+            let lacks = found.clone().matmul(b.clone().transpose());
+            let text = |input: Tensor<2>, residual: Tensor<2>| Text {
+                positions: config.packed(1, &positions, &positions),
+                input: three(input),
+                residual: three(residual),
+            };
+            let full = found.clone().matmul(a.clone().transpose());
+            (text(found, stream.clone()), text(full, stream + lacks))
+        };
+        let (texts, full): (Vec<Text>, Vec<Text>) = (0..8).map(|i| of(100 + i)).unzip();
+        // A token's worth weighs both sides alike.
+        let worths: Vec<Tensor<3>> = (0..8)
+            .map(|i| {
+                let worth = noise(tokens, 200 + i).iter().map(|x| x.abs() + 0.1).collect();
+                matrix(worth, [tokens, 1]).reshape([1, tokens, 1])
+            })
+            .collect();
+        let weighted = texts.iter().zip(&worths).map(|(t, w)| t.input.clone() * w.clone());
+        let (h, factor) = Gram::of(weighted).damped();
+        for (stage, expected) in [
+            (Stage::Output, weights.clone().matmul(a.clone()) + b.clone()),
+            (Stage::Queries, weights.clone().matmul(a.clone())),
+        ] {
+            let drift = Drift::of(&texts, &full, &worths, stage);
+            let feedback = Feedback { h: h.clone(), factor: factor.clone(), drift };
+            let made = feedback.target(weights.clone());
+            let (off, cost) = (distance(&made, &expected), distance(&weights, &expected));
+            assert!(off < 0.05 * cost, "{stage:?}: {off} {cost}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod common;
 use std::path::Path;
 
 use common::{TEACHER, distill, done, json, only_run, words, write};
+use distill_eval::benchmark::{self, ModelRecords};
 use serde_json::Value;
 
 const QUESTIONS: &str = r#"{"query": "law peace", "choices": ["trade", "great"], "gold": 0}
@@ -130,6 +131,7 @@ fn every_figure_is_in_a_file_of_the_run() {
     let report = json(&run.join("report.json"));
 
     benchmarks(&run, &report);
+    intervals(&run, &report);
     held_out(&run, &report);
 
     let cost = &report["cost"];
@@ -199,6 +201,50 @@ fn benchmarks(run: &Path, report: &Value) {
     }
     let exported = list(&benchmarks[0]["rows"]).last().expect("a row");
     assert!(!exported["figures"][1]["recovered"].is_null(), "rounding has a KL: {exported}");
+}
+
+/// The tables with all of their intervals, drawn again from the records with the seed that they name.
+fn intervals(run: &Path, report: &Value) {
+    let rows = list(&report["benchmarks"][0]["rows"]);
+    let models: Vec<ModelRecords> = rows
+        .iter()
+        .map(|row| run.join(row["records"].as_str().expect("a file")))
+        .map(|path| {
+            serde_json::from_value(json(&path)).unwrap_or_else(|error| panic!("{path:?}: {error}"))
+        })
+        .collect();
+    for model in &models {
+        for task in &model.tasks {
+            let of = std::iter::once(&task.outcome.model).chain(&task.outcome.divergence);
+            for measured in of {
+                let again = model.options.bootstrap.estimates(measured.records.sample());
+                let [told, again] = [&measured.figures, &again].map(value);
+                alike(&told, &again, model.role.name());
+            }
+        }
+    }
+    let again = benchmark::benchmarks(&models, report["began_finished"] == true);
+    alike(&report["benchmarks"], &value(&again), "benchmarks");
+}
+
+fn value(of: &impl serde::Serialize) -> Value {
+    serde_json::to_value(of).expect("JSON")
+}
+
+/// That two values differ in the last digits of numbers at most, which JSON has rounded.
+fn alike(found: &Value, expected: &Value, what: &str) {
+    match (found, expected) {
+        (Value::Array(found), Value::Array(expected)) => {
+            assert_eq!(found.len(), expected.len(), "{what}");
+            found.iter().zip(expected).for_each(|(f, e)| alike(f, e, what));
+        }
+        (Value::Object(found), Value::Object(expected)) => {
+            assert_eq!(found.len(), expected.len(), "{what}");
+            found.iter().for_each(|(key, f)| alike(f, &expected[key], &format!("{what}.{key}")));
+        }
+        (Value::Number(_), Value::Number(_)) => close(found, number(expected), what),
+        _ => assert_eq!(found, expected, "{what}"),
+    }
 }
 
 fn held_out(run: &Path, report: &Value) {

@@ -141,6 +141,27 @@ impl FromStr for TaskFile {
 }
 
 impl TaskFile {
+    /// Reads the file without a model to measure.
+    ///
+    /// # Errors
+    /// [`EvalError`]: it is not there, or not what the task needs.
+    pub fn check(&self, options: &Options) -> Result<(), EvalError> {
+        let path = self.file.as_path();
+        match self.task {
+            Task::Perplexity => {
+                let text = Windows::text(path)?;
+                // A token is a byte at least.
+                if text.len() < options.context {
+                    let (path, tokens) = (path.to_path_buf(), text.len());
+                    return Err(EvalError::TooShort { path, tokens, context: options.context });
+                }
+            }
+            Task::Choice => drop(Question::read(path, options.limit)?),
+            Task::LastWord => drop(Passage::read(path, options.limit)?),
+        }
+        Ok(())
+    }
+
     /// Measures the model, and a reference on the same records.
     ///
     /// # Errors

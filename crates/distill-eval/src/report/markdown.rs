@@ -273,7 +273,8 @@ mod tests {
         let text = markdown(&example::report());
         for line in [
             "| **trained and exported** | 17.00 \\[16.00, 18.00\\] | +1.00 \\[+0.50, +1.50\\] | 75 % \\[70, 80\\] | `evaluation/exported.json` |",
-            "300 steps, 1,228,800 tokens, 45 s, the machine does not tell its energy.",
+            "300 steps, 1,228,800 tokens, 45 s, the machine does not tell its energy; 21 s for the way to \
+             the grid; 8 s for evaluations on held-out text.",
             "### Perplexity · held \\<b\\>out.txt",
             "Of the perplexity that rounding cost, 83.5 % was recovered.",
             "distill run recipes/quickstart.toml",

@@ -34,15 +34,22 @@ impl Windows {
         context: usize,
         limit: usize,
     ) -> Result<Self, EvalError> {
+        Self::cut(model, path, &Self::text(path)?, context, limit)
+    }
+
+    /// Reads a text file.
+    ///
+    /// # Errors
+    /// [`EvalError::Io`], [`EvalError::NotUtf8`].
+    pub fn text(path: &Path) -> Result<String, EvalError> {
         let io = |source: std::io::Error| match source.kind() {
             ErrorKind::NotFound => DataError::NotFound { path: path.to_path_buf() }.into(),
             _ => EvalError::Io { action: "reading", path: path.to_path_buf(), source },
         };
-        let text = String::from_utf8(std::fs::read(path).map_err(io)?).map_err(|error| {
+        String::from_utf8(std::fs::read(path).map_err(io)?).map_err(|error| {
             let offset = error.utf8_error().valid_up_to();
             EvalError::NotUtf8 { path: path.to_path_buf(), offset }
-        })?;
-        Self::cut(model, path, &text, context, limit)
+        })
     }
 
     /// Cuts at most `limit` windows of a text; `path` names it in errors.

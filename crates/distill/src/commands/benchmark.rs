@@ -9,7 +9,7 @@ use distill_data::TextTokenizer;
 use distill_edge::{LoadOptions, Model};
 use distill_eval::benchmark::{ModelRecords, Role, TaskRecords};
 use distill_eval::evaluation::{Options, Task, TaskFile};
-use distill_eval::{Bootstrap, LanguageModel, RuntimeModel};
+use distill_eval::{Bootstrap, EvalError, LanguageModel, RuntimeModel};
 use distill_export::{Activations, GgufOptions, Grid};
 use distill_models::{LlamaForCausalLM, save};
 use distill_recipe::{Method, Recipe, Tasks};
@@ -94,14 +94,29 @@ fn gguf(run: &Path, role: Role) -> PathBuf {
     }
 }
 
-/// Measures the tasks of every model, writing each one's records when they are there.
-pub fn benchmark(recipe: &Recipe, run: &Path, tasks: &Tasks) -> Result<Vec<ModelRecords>, Failure> {
-    let options = Options {
+fn options_of(recipe: &Recipe, tasks: &Tasks) -> Options {
+    Options {
         context: tasks.context,
         chunks: tasks.chunks.unwrap_or(usize::MAX),
         limit: tasks.limit.unwrap_or(usize::MAX),
         bootstrap: Bootstrap { seed: recipe.seed, ..Bootstrap::default() },
-    };
+    }
+}
+
+/// Reads the tasks' files for a student of so many positions: better now than after all training.
+pub fn check(recipe: &Recipe, positions: usize) -> Result<(), Failure> {
+    let Some(tasks) = &recipe.eval.tasks else { return Ok(()) };
+    if !tasks.perplexity.is_empty() && tasks.context > positions {
+        let tokens = tasks.context;
+        return Err(EvalError::Context { tokens, context: positions }.into());
+    }
+    let options = options_of(recipe, tasks);
+    files(tasks).iter().try_for_each(|file| Ok(file.check(&options)?))
+}
+
+/// Measures the tasks of every model, writing each one's records when they are there.
+pub fn benchmark(recipe: &Recipe, run: &Path, tasks: &Tasks) -> Result<Vec<ModelRecords>, Failure> {
+    let options = options_of(recipe, tasks);
     let mut roles = Vec::new();
     if recipe.quantize.is_some() {
         roles.push(Role::FullPrecision);

@@ -35,6 +35,13 @@ pub fn quantize(args: &cli::Quantize) -> Result<(), Failure> {
         },
     };
     grids.check(&model.config).map_err(TrainError::from)?;
+    let positions = model.config.max_position_embeddings;
+    if args.sequence_length > positions {
+        return Err(Failure::Usage(format!(
+            "the model was made for {positions} positions; `--sequence-length` is {}",
+            args.sequence_length
+        )));
+    }
     let method = Method::from(args.method);
     let text = match method {
         Method::Round => Vec::new(),
@@ -51,10 +58,15 @@ pub fn quantize(args: &cli::Quantize) -> Result<(), Failure> {
     });
     bar.finish_and_clear();
 
-    let directory = args.out.join("checkpoint");
-    std::fs::create_dir_all(&directory).map_err(Failure::io("creating", &directory))?;
-    save::save(&model, &directory).map_err(TrainError::from)?;
-    tokenizer.save(&directory).map_err(TrainError::from)?;
+    // Whole or not at all.
+    let (directory, partial) = (args.out.join("checkpoint"), args.out.join(".checkpoint.tmp"));
+    std::fs::create_dir_all(&partial).map_err(Failure::io("creating", &partial))?;
+    save::save(&model, &partial).map_err(TrainError::from)?;
+    tokenizer.save(&partial).map_err(TrainError::from)?;
+    if directory.exists() {
+        std::fs::remove_dir_all(&directory).map_err(Failure::io("replacing", &directory))?;
+    }
+    std::fs::rename(&partial, &directory).map_err(Failure::io("renaming", &partial))?;
     export(args, &directory, &grids)
 }
 

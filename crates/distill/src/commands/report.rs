@@ -58,12 +58,16 @@ pub fn report(
     keep_held_out(run, &rows)?;
     let began_finished = matches!(recipe.student.init, StudentInit::From(_))
         && recipe.quantize.as_ref().is_none_or(|quantize| quantize.start_step == 0);
-    let benchmarks = match &recipe.eval.tasks {
-        Some(tasks) => {
-            benchmarks(&super::benchmark::benchmark(recipe, run, tasks)?, began_finished)
-        }
-        None => Vec::new(),
+    // The rest of the report does not wait for a file that is no longer there.
+    let measured = match &recipe.eval.tasks {
+        Some(tasks) => super::benchmark::benchmark(recipe, run, tasks),
+        None => Ok(Vec::new()),
     };
+    let (models, failure) = match measured {
+        Ok(models) => (models, None),
+        Err(failure) => (Vec::new(), Some(failure)),
+    };
+    let benchmarks = benchmarks(&models, began_finished);
     let kernels = model.as_ref().map_or("", |m| m.kernel_name());
     let held_out = &prepared.dataset.held_out;
     let measured: Vec<usize> = (0..recipe.eval.sequences.min(held_out.len())).collect();
@@ -97,7 +101,8 @@ pub fn report(
     let page = run.join("report.html");
     run_directory::write(&page, &html(&report)?)?;
     put!("{}", table(&report))?;
-    put_line!("report {}", page.display())
+    put_line!("report {}", page.display())?;
+    failure.map_or(Ok(()), Err)
 }
 
 /// The rows' raw figures, where no log of the run has them.

@@ -63,6 +63,7 @@ fn on_this_thread(args: &cli::Run) -> Result<(), Failure> {
         distill_export::check_tokenizer(&directory, prepared.student.vocab_size)
             .map_err(|error| Failure::Usage(format!("the student cannot be exported: {error}")))?;
     }
+    benchmark::check(&recipe, prepared.student.max_position_embeddings)?;
     eprintln!(
         "student {:.1} M parameters · {} training sequences of {} tokens, {} held out",
         prepared.student.parameters() as f64 / 1e6,

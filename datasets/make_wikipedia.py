@@ -1,5 +1,7 @@
 """Text of Wikipedia articles out of a dump, as prose and as corpora for language models write it.
 
+    python3 datasets/make_wikipedia.py FILE    # runs of ten words that the texts share with a file
+
 Left out are redirects, short pages, and whatever Wikipedia's editors call a good or featured article:
 WikiText is made of these alone (Merity et al. 2016, section 4.1), so that nothing of it is here and
 perplexity on it can be measured.
@@ -8,7 +10,9 @@ perplexity on it can be measured.
 import bz2
 import collections
 import html
+import pathlib
 import re
+import sys
 import xml.etree.ElementTree
 
 NAMESPACE = "{http://www.mediawiki.org/xml/export-0.10/}"
@@ -144,3 +148,21 @@ def texts(dump):
     return [
         (SEPARATOR.join(form) + "\n").encode() for form in (documents, tokenized(documents))
     ]
+
+
+def runs(text, length):
+    """All runs of so many words of a text, marks and case left out."""
+    found = re.findall(r"\w+", re.sub(r" @(.)@ |<unk>", r"\1", text).lower())
+    return {" ".join(found[start : start + length]) for start in range(len(found) - length + 1)}
+
+
+def main(length=10):
+    downloads = pathlib.Path(__file__).resolve().parent / "downloads"
+    theirs = runs(pathlib.Path(sys.argv[1]).read_text(), length)
+    for name in ("wikipedia.txt", "wikipedia-tokenized.txt"):
+        shared = sorted(theirs & runs((downloads / name).read_text(), length))
+        print(f"{name}: {len(shared)} runs of {length} words", *shared, sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()

@@ -161,6 +161,12 @@ fn what_training_on_the_grid_begins_with_may_be_the_best() {
     let recipe = recipe(directory.path(), &[still, "quantize.start_step=0"]);
     assert_eq!(killed_and_continued(&recipe, &run, 0), run.join("step-0"));
     assert_eq!(steps_on_disk(&run), [0, 40]);
+    // Nothing is measured twice.
+    let whole = directory.path().join("whole");
+    train(&recipe, &whole);
+    let [whole, parts] =
+        [&whole, &run].map(|run| std::fs::read_to_string(run.join("metrics.jsonl")).expect("it"));
+    assert_eq!(whole, parts);
 }
 
 #[test]

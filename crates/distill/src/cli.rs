@@ -28,7 +28,7 @@ pub enum Command {
     Schema,
     /// Show the tokens and the loss mask of real samples.
     Preview(Preview),
-    /// Export the newest checkpoint of a run again.
+    /// Export a run again.
     Export(RunDirectory),
     /// Put a finished model on the grid without training it.
     Quantize(Quantize),
@@ -239,7 +239,7 @@ pub struct Eval {
     /// perplexity=TEXT, choice=JSONL, last_word=JSONL; several with commas, or repeated.
     #[arg(long, required = true, value_name = "TASK=FILE", value_delimiter = ',')]
     pub tasks: Vec<TaskFile>,
-    /// Measure through the training graph, a run at its newest checkpoint.
+    /// Measure through the training graph, a run at the checkpoint that it exports.
     #[arg(long, conflicts_with_all = ["activations", "kv"])]
     pub graph: bool,
     /// Tokens of a window of text; half of it is scored.

@@ -1,4 +1,4 @@
-//! `distill export`: the newest checkpoint → `export/`.
+//! `distill export`: the checkpoint that the recipe chooses → `export/`.
 
 use std::path::{Path, PathBuf};
 

@@ -118,27 +118,8 @@ fn gradients_are_those_of_weights_on_their_way() {
 /// Losses of the first two steps of a run.
 fn losses(quantize: &str) -> Vec<f64> {
     let directory = tempfile::tempdir().expect("temp dir");
-    let data = directory.path().join("text.txt");
-    std::fs::write(&data, "A river follows the old house. My bird sees the sun. ".repeat(200))
-        .expect("write");
-    let text = format!(
-        r#"
-name = "ramp"
-[student]
-train_tokenizer = 280
-config = {{ hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2, num_attention_heads = 2, num_key_value_heads = 1 }}
-[data]
-sources = [{data:?}]
-sequence_length = 32
-held_out = 0.1
-[train]
-steps = 2
-learning_rate = 1e-2
-{quantize}
-"#
-    );
-    let document = Document { path: directory.path().join("recipe.toml"), text };
-    let recipe = Recipe::from_document(&document, &[]).unwrap_or_else(|error| panic!("{error:?}"));
+    let train = "[train]\nsteps = 2\nlearning_rate = 1e-2\n";
+    let recipe = tiny::recipe(directory.path(), &format!("{train}{quantize}"));
     let run = directory.path().join("run");
     tiny::train(&recipe, None, &run).expect("trains");
     let log = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");

@@ -6,26 +6,15 @@ use std::path::Path;
 
 use distill_models::quantized::is_block_scale;
 use distill_models::{Backend, load_pretrained};
-use distill_recipe::{Document, Recipe};
+use distill_recipe::Recipe;
 use tiny::{Weights, weights_of};
 
 const RATE: f64 = 1e-3;
 
 /// One step of AdamW, whose first update of a weight is the learning rate, up or down.
 fn recipe(directory: &Path, quantize: &str, factors: &str) -> Recipe {
-    let data = directory.join("text.txt");
-    std::fs::write(&data, "A river follows the old house. My bird sees the sun. ".repeat(200))
-        .expect("write");
-    let text = format!(
+    let tables = format!(
         r#"
-name = "groups"
-[student]
-train_tokenizer = 280
-config = {{ hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2, num_attention_heads = 2, num_key_value_heads = 1 }}
-[data]
-sources = [{data:?}]
-sequence_length = 32
-held_out = 0.1
 [quantize]
 linears = "q4_0"
 embeddings = "q8_0"
@@ -42,8 +31,7 @@ clip_norm = 1e9
 {factors}
 "#
     );
-    let document = Document { path: directory.join("recipe.toml"), text };
-    Recipe::from_document(&document, &[]).unwrap_or_else(|error| panic!("{error:?}"))
+    tiny::recipe(directory, &tables)
 }
 
 /// All weights after the step.

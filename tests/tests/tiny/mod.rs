@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use distill_models::{LlamaConfig, LlamaForCausalLM, RopeScaling, TokenIds, parameters};
-use distill_recipe::Recipe;
+use distill_recipe::{Document, Recipe};
 use distill_train::trainer::Observer;
 use distill_train::{LocalPaths, TrainError, Trainer, prepare};
 
@@ -51,6 +51,28 @@ pub fn weights_of(model: &LlamaForCausalLM) -> Weights {
         weights.insert(name.to_string(), (dims.to_vec(), values));
     });
     weights
+}
+
+/// A recipe for a student of two layers that is made from nothing on a little text, with these tables.
+pub fn recipe(directory: &Path, tables: &str) -> Recipe {
+    let data = directory.join("text.txt");
+    std::fs::write(&data, "A river follows the old house. My bird sees the sun. ".repeat(200))
+        .expect("write");
+    let text = format!(
+        r#"
+name = "tiny"
+[student]
+train_tokenizer = 280
+config = {{ hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2, num_attention_heads = 2, num_key_value_heads = 1 }}
+[data]
+sources = [{data:?}]
+sequence_length = 32
+held_out = 0.1
+{tables}
+"#
+    );
+    let document = Document { path: directory.join("recipe.toml"), text };
+    Recipe::from_document(&document, &[]).unwrap_or_else(|error| panic!("{error:?}"))
 }
 
 /// Trains by a recipe whose text is one source, from the student's directory if it names one, and gives

@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 
 use burn::tensor::Device;
 use distill_data::Batch;
-use distill_models::parameters::NamedTensors;
+use distill_models::parameters::{self, NamedTensors};
 use distill_models::{ActivationGrid, LlamaConfig, LlamaForCausalLM, WeightGrid, WeightGrids};
-use distill_recipe::{Document, Lora, LoraTarget, OptimizerState, Precision, Recipe};
+use distill_recipe::{Document, Lora, LoraTarget, Method, OptimizerState, Precision, Recipe};
 use distill_train::backward::MicroBatch;
 use distill_train::loss::{Distillation, Divergence};
 use distill_train::optimizer::AdamW;
-use distill_train::plan::{Moment, Workload, memory};
+use distill_train::plan::{Calibration, Moment, Workload, memory};
 use distill_train::teacher::{LocalTeacher, Teacher};
-use distill_train::{Student, prepare};
+use distill_train::{Student, post_training, prepare};
 
 static LIVE: AtomicIsize = AtomicIsize::new(0);
 static PEAK: AtomicIsize = AtomicIsize::new(0);
@@ -135,6 +135,23 @@ fn peak_of_a_step(work: &Workload<'_>) -> f64 {
     (PEAK.load(Relaxed) - before) as f64
 }
 
+/// The most bytes while a method puts a model on the grid.
+fn peak_of_a_method(work: &Workload<'_>, method: Method, sequences: usize) -> f64 {
+    let device = Device::flex();
+    let text: Vec<Batch> = (0..sequences).map(|_| batch(1, work.sequence)).collect();
+    let before = LIVE.load(Relaxed);
+    // Weights are made when they are first asked for, by every copy anew.
+    let model = LlamaForCausalLM::init(work.student, 1, &device);
+    let model = parameters::map(model, |_, _, weights| weights);
+    PEAK.store(LIVE.load(Relaxed), Relaxed);
+    let grids = &work.grids;
+    // The student of a run stays beside it.
+    let quiet = &mut |_, _| {};
+    let found = post_training::quantize(model.clone(), grids, method, &text, &device, quiet);
+    drop(found);
+    (PEAK.load(Relaxed) - before) as f64
+}
+
 /// Buffers of the matrix product, tables of the graph, the batch itself: what the plan leaves out.
 const UNCOUNTED: f64 = 4e6;
 
@@ -161,6 +178,7 @@ fn a_step_allocates_what_the_plan_counts() {
         activation_checkpointing: false,
         optimizer_state: OptimizerState::F32,
         factors: None,
+        calibration: None,
         exports_gguf: false,
         document_bytes: 0,
     };
@@ -204,5 +222,19 @@ fn a_step_allocates_what_the_plan_counts() {
         );
         let most = UNCOUNTED + 0.03 * found;
         assert!((found - bytes).abs() < most, "{name}: {found} found, {planned:?} {moment:?}");
+    }
+    for (method, feeds_back) in [(Method::Search, false), (Method::Gptq, true)] {
+        let calibration = Calibration { sequences: 48, feeds_back, in_training: false };
+        let work = Workload { grids: q4_0, calibration: Some(calibration), ..float.clone() };
+        let found = peak_of_a_method(&work, method, calibration.sequences);
+        let mut moments = memory::moments(&work).into_iter();
+        let planned = moments.find(|(moment, _)| *moment == Moment::Calibration);
+        let bytes = planned.expect("it looks at text").1.total() as f64;
+        println!("{method:?}: {:.1} MB, planned {:.1}", found / 1e6, bytes / 1e6);
+        // What the forward pass of a sequence takes is left out.
+        assert!(
+            (found - bytes).abs() < 2.0 * UNCOUNTED + 0.05 * found,
+            "{method:?}: {found} {bytes}"
+        );
     }
 }

@@ -46,6 +46,13 @@ pub(crate) struct Tensors {
 const BLOCKED: f32 = -3.0e38;
 
 impl Positions {
+    /// The same, with tensors of its own if it needs any: where many are kept and each is asked once in a
+    /// while, these would be the larger part of what they take.
+    #[must_use]
+    pub fn afresh(&self) -> Self {
+        Self { layout: self.layout.clone(), tensors: Arc::default() }
+    }
+
     /// Positions of documents that follow each other in their sequences: attention is causal and
     /// does not cross from one to the next. `frequencies` are RoPE's, `[head_dim / 2]`, in radians a
     /// position; `position_ids` and `document_ids` are `[batch, tokens]`. Angles are computed in f64

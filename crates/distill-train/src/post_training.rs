@@ -200,7 +200,7 @@ impl Text {
         };
         match stage {
             Stage::KeysAndValues => {
-                let received = model.attention_received(layer, input, &self.positions);
+                let received = model.attention_received(layer, input, &self.positions.afresh());
                 received.add_scalar(LEAST_RECEIVED).sqrt()
             }
             Stage::Queries | Stage::GateAndUp => input.mean_dim(2).ones_like(),

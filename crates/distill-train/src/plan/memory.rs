@@ -8,6 +8,7 @@
 //! at the loss           that of all layers · the head's tile of logits, its gradient
 //! at the bottom layer   that of one layer · gradients P, a second P where several micro-batches
 //!                       are added up
+//! on the way to grid    the weights as they become, all of the calibration text between two layers
 //! at a checkpoint       no gradients; copies of a tensor on its way to disk
 //! before and after      text with its tokens; the exported file beside the graph, whole logits
 //! ```
@@ -95,6 +96,8 @@ pub enum Moment {
     Text,
     /// While the student is cut from a teacher that the runtime has, too.
     Cut,
+    /// While a method puts the weights on the grid.
+    Calibration,
     /// While the teacher reads a batch.
     Teacher,
     /// At the loss: all activations are there.
@@ -115,6 +118,7 @@ impl Moment {
         match self {
             Self::Text => "while text is tokenized",
             Self::Cut => "while the student is cut from the teacher",
+            Self::Calibration => "on the way to the grid",
             Self::Teacher => "while the teacher reads",
             Self::Loss => "at the loss",
             Self::Gradients => "at the last gradients",
@@ -138,11 +142,12 @@ pub fn peak(work: &Workload<'_>, baseline: u64) -> (Moment, Memory) {
 }
 
 /// What is there at each moment, the baseline left out.
-pub fn moments(work: &Workload<'_>) -> [(Moment, Memory); 8] {
+pub fn moments(work: &Workload<'_>) -> [(Moment, Memory); 9] {
     let text = Memory { text: TOKENIZED_BYTE * work.document_bytes, ..Memory::default() };
     [
         (Moment::Text, text),
         (Moment::Cut, cut(work)),
+        (Moment::Calibration, calibration(work)),
         (Moment::Teacher, teacher_reads(work)),
         (Moment::Loss, loss(work)),
         (Moment::Gradients, gradients(work)),
@@ -212,6 +217,27 @@ fn cut(work: &Workload<'_>) -> Memory {
         },
         None => Memory::default(),
     }
+}
+
+/// The weights as they come to the grid beside the masters, and all of the text on its way through the
+/// layers: the residual stream and the input of a linear, as it becomes and as it was.
+fn calibration(work: &Workload<'_>) -> Memory {
+    let Some(calibration) = work.calibration else { return Memory::default() };
+    let (student, always) = (work.student, always(work));
+    let [queries, _] = widths(student);
+    let widest = student.intermediate_size.max(queries);
+    let tokens = calibration.sequences * work.sequence;
+    let text = ELEMENT * (tokens * (student.hidden_size + widest)) as u64;
+    let linears = ELEMENT * (student.num_hidden_layers * linear_elements(student)) as u64;
+    let square = (widest * widest) as u64;
+    let live = always.masters;
+    let (texts, sums, found) = match calibration.feeds_back {
+        // H and its factor in f32; H, its copy and the factor in f64; drift of both halves.
+        true => (2 * text, (2 + 2) * ELEMENT * square + 3 * 8 * square, linears),
+        false => (text, ELEMENT * square, 0),
+    };
+    let moments = if calibration.in_training { always.moments } else { 0 };
+    Memory { moments, rounded: live + found, activations: texts + sums, ..always }
 }
 
 fn teacher_reads(work: &Workload<'_>) -> Memory {

@@ -14,7 +14,9 @@ use std::path::PathBuf;
 
 use burn::tensor::Device;
 use distill_models::{LlamaConfig, WeightGrids};
-use distill_recipe::{Backend, Engine, OptimizerState, Recipe, StudentInit, TokenizerChoice};
+use distill_recipe::{
+    Backend, Engine, Method, OptimizerState, Recipe, StudentInit, TokenizerChoice,
+};
 use serde::Serialize;
 
 pub use disk::Disk;
@@ -124,10 +126,37 @@ pub struct Workload<'a> {
     pub optimizer_state: OptimizerState,
     /// Numbers that are trained beside frozen weights; `None` where all weights are trained.
     pub factors: Option<usize>,
+    /// What puts the weights on the grid, if it looks at text.
+    pub calibration: Option<Calibration>,
     /// Whether a GGUF is exported, and verified.
     pub exports_gguf: bool,
     /// The longest document, in bytes.
     pub document_bytes: u64,
+}
+
+/// How the weights come to the grid before training there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Calibration {
+    /// Sequences that are looked at.
+    pub sequences: usize,
+    /// Whether errors are fed back, and drift made up for.
+    pub feeds_back: bool,
+    /// Whether the optimiser has moments by then.
+    pub in_training: bool,
+}
+
+impl Calibration {
+    /// The one with the most memory among a recipe's method and its baselines.
+    fn of(recipe: &Recipe) -> Option<Self> {
+        let quantize = recipe.quantize.as_ref()?;
+        let baselines = recipe.eval.tasks.iter().flat_map(|tasks| &tasks.baselines);
+        let methods = || std::iter::once(&quantize.method).chain(baselines.clone());
+        methods().any(|method| *method != Method::Round).then(|| Self {
+            sequences: quantize.calibration_sequences,
+            feeds_back: methods().any(|method| *method == Method::Gptq),
+            in_training: quantize.start_step > 0,
+        })
+    }
 }
 
 impl<'a> Workload<'a> {
@@ -157,6 +186,7 @@ impl<'a> Workload<'a> {
                 .lora
                 .as_ref()
                 .map(|options| prepare::lora(options).elements(&shapes.student)),
+            calibration: Calibration::of(recipe),
             exports_gguf: recipe.export.gguf,
             document_bytes: text.longest_bytes,
         }

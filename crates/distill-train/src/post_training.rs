@@ -5,7 +5,7 @@
 //! the inputs that it will have: those that come out of what is quantised already, rounded as the
 //! runtime rounds them. Of these inputs x a linear needs H = Σ x·xᵀ: its diagonal weights the errors of
 //! [`Method::Search`], all of it feeds them back in [`Method::Gptq`], which also makes up for how far
-//! they have moved from those in full precision ([`Feedback::target`]). Embedding and head come first,
+//! they have moved from those in full precision (`Feedback::target`). Embedding and head come first,
 //! for the inputs that the head has in full precision.
 
 use std::collections::BTreeMap;

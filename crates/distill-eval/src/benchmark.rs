@@ -24,6 +24,11 @@ pub enum Role {
 }
 
 impl Role {
+    /// The file of its [`ModelRecords`], below a run directory.
+    pub fn records(self) -> String {
+        format!("evaluation/{}.json", self.name())
+    }
+
     /// As files are called.
     pub const fn name(self) -> &'static str {
         match self {
@@ -119,7 +124,7 @@ pub struct Figure {
 impl ModelRecords {
     /// Its file, below the run directory.
     pub fn file(&self) -> String {
-        format!("evaluation/{}.json", self.role.name())
+        self.role.records()
     }
 }
 

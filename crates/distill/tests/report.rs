@@ -150,6 +150,16 @@ fn every_figure_is_in_a_file_of_the_run() {
     }
     assert_eq!(report["command"], "distill run student.toml");
 
+    // Told again, nothing is measured again.
+    let written = |name: &str| {
+        let path = run.join("evaluation").join(name);
+        path.metadata().and_then(|found| found.modified()).expect("a time")
+    };
+    let before = ["full_precision.json", "gptq.json", "exported.json"].map(written);
+    done(&distill(at, &["run", "student.toml", "--resume"]));
+    assert_eq!(["full_precision.json", "gptq.json", "exported.json"].map(written), before);
+    alike(&json(&run.join("report.json"))["benchmarks"], &report["benchmarks"], "told again");
+
     // The three ways to read it say the same.
     let perplexity = list(&report["benchmarks"][0]["rows"]).last().expect("a row");
     let told = format!("{:.2} [", number(&perplexity["figures"][0]["value"]));

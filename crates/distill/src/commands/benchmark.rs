@@ -127,14 +127,50 @@ pub fn benchmark(recipe: &Recipe, run: &Path, tasks: &Tasks) -> Result<Vec<Model
     std::fs::create_dir_all(&directory).map_err(Failure::io("creating", &directory))?;
     let full_precision = gguf(run, Role::FullPrecision);
     let full_precision = Some(full_precision).filter(|_| recipe.quantize.is_some());
+    let files = files(tasks);
     let mut all = Vec::with_capacity(roles.len());
+    // What a report that was cut short has measured stays; of other weights before it nothing does.
+    let mut stays = true;
     for role in roles {
-        let reference = full_precision.as_deref().filter(|_| role != Role::FullPrecision);
-        let records = measure(run, role, reference, &files(tasks), options)?;
-        run_directory::write_json(&run.join(records.file()), &records)?;
+        let kept = if stays { kept(run, role, &files, options)? } else { None };
+        let records = match kept {
+            Some(records) => records,
+            None => {
+                stays = false;
+                let reference = full_precision.as_deref().filter(|_| role != Role::FullPrecision);
+                let records = measure(run, role, reference, &files, options)?;
+                run_directory::write_json(&run.join(records.file()), &records)?;
+                records
+            }
+        };
         all.push(records);
     }
     Ok(all)
+}
+
+/// A model's records, if they are there and of the same model, files and options.
+fn kept(
+    run: &Path,
+    role: Role,
+    files: &[TaskFile],
+    options: Options,
+) -> Result<Option<ModelRecords>, Failure> {
+    let path = run.join(role.records());
+    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
+    let Ok(records) = serde_json::from_str::<ModelRecords>(&text) else { return Ok(None) };
+    let same = records.version == env!("CARGO_PKG_VERSION")
+        && records.options == options
+        && records.tasks.iter().map(|task| &task.outcome.task).eq(files)
+        && records.sha256 == sha256(&gguf(run, role))?;
+    if !same {
+        return Ok(None);
+    }
+    for task in &records.tasks {
+        if task.sha256 != sha256(&task.outcome.task.file)? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(records))
 }
 
 /// The tasks, one a file.

@@ -31,9 +31,6 @@ const LEAST_RECEIVED: f32 = 0.1;
 /// How often coordinate descent looks at every code once GPTQ has decided.
 const SWEEPS: usize = 2;
 
-/// Stretches of neighbouring texts that the two halves of [`Drift`] are made of.
-const STRETCHES: usize = 16;
-
 /// A model whose weights, rounded to `grids`, are what the method makes of them; with
 /// [`Method::Round`] the model as it is. `progress` hears how many of how many layers are done.
 ///
@@ -397,12 +394,12 @@ impl Drift {
                 let moved = rows(moved(&texts[index], &full[index]) * worth.clone());
                 moved.transpose().matmul(rows(texts[index].input.clone() * worth.clone()))
             };
-            // Neighbours are often of one document, and chance in common is no agreement: the halves take
-            // turns in stretches. Of a single text there are none, and nothing is made up for.
-            let stretch = texts.len().div_ceil(STRETCHES);
-            let half = |which: usize| {
-                let mine = (0..texts.len()).filter(|index| index / stretch % 2 == which);
-                mine.map(of).reduce(|a, b| a + b).unwrap_or_else(|| of(0).zeros_like())
+            // The halves take turns, so that both have the same H (in stretches of neighbours, which may be of
+            // one document, they agreed on less, and other text lost by it). Of a single text there are
+            // no halves, and nothing is made up for.
+            let half = |first: usize| {
+                let sum = (first..texts.len()).step_by(2).map(of).reduce(|a, b| a + b);
+                sum.unwrap_or_else(|| of(0).zeros_like())
             };
             [half(0), half(1)]
         };

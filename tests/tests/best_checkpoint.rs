@@ -170,6 +170,18 @@ fn what_training_on_the_grid_begins_with_may_be_the_best() {
 }
 
 #[test]
+fn a_checkpoint_that_was_being_replaced_counts_until_its_successor_is_there() {
+    let directory = tempfile::tempdir().expect("temp dir");
+    let run = directory.path();
+    for name in ["step-4", ".step-8.old", ".step-8.tmp"] {
+        std::fs::create_dir(run.join(name)).expect("create");
+    }
+    assert_eq!(checkpoint::newest(run).unwrap(), Some(run.join(".step-8.old")));
+    std::fs::create_dir(run.join("step-8")).expect("create");
+    assert_eq!(checkpoint::newest(run).unwrap(), Some(run.join("step-8")));
+}
+
+#[test]
 fn a_run_killed_where_it_comes_to_the_grid_ends_in_the_same_bits() {
     let directory = tempfile::tempdir().expect("temp dir");
     let (whole, parts) = (directory.path().join("whole"), directory.path().join("parts"));

@@ -92,6 +92,10 @@ pub fn write(
     // At no moment is there neither the old one nor the new: `list` knows the old one by this name too.
     let old = run.join(format!(".step-{}.old", state.step));
     if target.exists() {
+        if old.exists() {
+            // Of a run that was killed while it cleared up.
+            fs::remove_dir_all(&old).map_err(io("removing", &old))?;
+        }
         fs::rename(&target, &old).map_err(io("renaming", &target))?;
     }
     fs::rename(&partial, &target).map_err(io("renaming", &partial))?;

@@ -3,7 +3,7 @@
 
     python3 datasets/fetch.py sotu
     cargo build --release -p distill
-    python3 tests/equal_tokens.py                  # seeds 1 to 5: the table of docs/RECORDS.md, twenty minutes
+    python3 tests/equal_tokens.py                  # seeds 2 to 6, twenty minutes
 
 Every student has the shape, the steps and the batches of recipes/quickstart.toml, with half its learning rate, at which
 learning from text alone is stable too; all of its matrices ship in Q4_0, the embedding as well: so small a model loses little
@@ -41,7 +41,7 @@ OURS = "KD + QAT"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4, 5, 6], help="seed 1 was used to choose rate and grid")
     parser.add_argument("--distill", type=Path, default=ROOT / "target/release/distill")
     parser.add_argument("--json", type=Path, help="keep the figures in this file")
     arguments = parser.parse_args()

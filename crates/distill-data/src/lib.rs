@@ -37,6 +37,7 @@ pub use fingerprint::hash_files;
 pub use preview::preview;
 pub use record::{Record, Records, records};
 pub use samples::{SHARD, Sample, SampleCounts, SampleDirectory, SampleFilters};
+pub use shuffle::SplitMix64;
 pub use source::{Documents, Source, SourceOptions, documents};
 pub use split::Split;
 pub use tokenizer::{SpecialTokens, TextTokenizer};

@@ -10,13 +10,14 @@ const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// SplitMix64.
 #[derive(Clone, Debug)]
-pub(crate) struct SplitMix64 {
+pub struct SplitMix64 {
     state: u64,
 }
 
 impl SplitMix64 {
     /// The generator of `seed`; different `stream`s (epochs, purposes) of one seed are unrelated.
-    pub(crate) fn new(seed: u64, stream: u64) -> Self {
+    #[must_use]
+    pub fn new(seed: u64, stream: u64) -> Self {
         let mut of_seed = Self { state: seed };
         let mut of_stream = Self { state: of_seed.next() ^ stream };
         Self { state: of_stream.next() }
@@ -31,7 +32,10 @@ impl SplitMix64 {
     }
 
     /// A number in `0..bound`, each equally likely.
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+    ///
+    /// # Panics
+    /// If the bound is 0.
+    pub fn below(&mut self, bound: u64) -> u64 {
         assert!(bound > 0, "an empty range has no number to draw");
         let biased = bound.wrapping_neg() % bound;
         loop {
@@ -40,6 +44,11 @@ impl SplitMix64 {
                 return (product >> 64) as u64;
             }
         }
+    }
+
+    /// A number in [0, 1), a multiple of 2⁻⁵³.
+    pub fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// A permutation of `0..len`.

@@ -33,6 +33,7 @@ pub use decimal::Decimal;
 pub use error::GgufError;
 pub use file::GgufFile;
 pub use ggml_type::GgmlType;
+pub use map::map_file;
 pub use metadata::Metadata;
 pub use strings::{Strings, StringsIter};
 pub use tensor::{TensorInfo, TensorView};

@@ -1,0 +1,83 @@
+//! What can go wrong between a student and its teacher.
+
+use std::path::PathBuf;
+
+/// An error of a teacher, of the way to it, or of what is kept of it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TeacherError {
+    /// A file cannot be read or written.
+    #[error("{path}: cannot {action} it: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file of a cache is not as it was written.
+    #[error(
+        "{path}: {problem}; delete this file, and what it held is asked for again",
+        path = path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+    },
+    /// A cache was made otherwise than is asked for.
+    #[error(
+        "{path}: these signals were made with another {what}: {found}, and the recipe has {asked}; \
+         give `teacher.cache.path` another directory, or leave it out",
+        path = path.display()
+    )]
+    Differs {
+        /// The cache or a shard.
+        path: PathBuf,
+        /// What differs.
+        what: &'static str,
+        /// How the signals were made.
+        found: String,
+        /// How they are wanted.
+        asked: String,
+    },
+    /// Another process writes into a cache.
+    #[error("{path}: another run is writing into this cache; wait for it", path = path.display())]
+    Locked {
+        /// The cache.
+        path: PathBuf,
+    },
+    /// A text has not been asked about.
+    #[error(
+        "{path}: {missing} of {of} sequences are not in this cache; `distill teacher cache` asks \
+         for them",
+        path = path.display()
+    )]
+    Missing {
+        /// The cache.
+        path: PathBuf,
+        /// Sequences without a signal.
+        missing: usize,
+        /// Sequences needed.
+        of: usize,
+    },
+    /// There is no cache at a path.
+    #[error("{path}: there are no signals in this directory", path = path.display())]
+    NoCache {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A signal has more, or larger, tokens than the cache's format holds.
+    #[error(
+        "a position speaks of {entries} tokens up to number {token}: a cache holds 65,535 of a \
+         position, up to number 16,777,215; ask for fewer"
+    )]
+    Unstorable {
+        /// Tokens of the position that has most.
+        entries: usize,
+        /// The largest.
+        token: u32,
+    },
+}

@@ -80,4 +80,52 @@ pub enum TeacherError {
         /// The largest.
         token: u32,
     },
+    /// An address is none.
+    #[error("{address:?} is no address of a server; write `http://host:port` or `https://host`")]
+    Address {
+        /// What was written.
+        address: String,
+    },
+    /// The environment lacks a key.
+    #[error("the environment variable {variable} is not set; it is to hold the teacher's API key")]
+    NoKey {
+        /// Its name.
+        variable: String,
+    },
+    /// A server does not answer, or not with an answer.
+    #[error("{endpoint}: no answer after {attempts} attempts: {reason}")]
+    Unreachable {
+        /// The server.
+        endpoint: String,
+        /// How often it was tried.
+        attempts: u32,
+        /// What happened last.
+        reason: String,
+    },
+    /// A server refuses what it is asked.
+    #[error("{endpoint}: refused with status {status}: {message}\n{hint}")]
+    Refused {
+        /// The server.
+        endpoint: String,
+        /// The HTTP status.
+        status: u16,
+        /// What it says.
+        message: String,
+        /// The way out.
+        hint: &'static str,
+    },
+    /// An answer cannot be what was asked for.
+    #[error(
+        "{endpoint}: its answer is about something else: {problem}\n`distill teacher probe` looks \
+         closer; nothing of this answer was kept"
+    )]
+    Misread {
+        /// The server.
+        endpoint: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Asking was ended from outside.
+    #[error("stopped; what has come is kept, and the same command goes on from there")]
+    Stopped,
 }

@@ -7,10 +7,15 @@
 
 mod cache;
 mod choose;
+mod client;
 mod error;
+pub mod protocol;
 mod signal;
 
-pub use cache::{About, Cache, CacheStatistics, Key, Query, Writer, queries};
+pub use cache::{
+    About, Cache, CacheStatistics, Key, Query, Writer, decode_signal, encode_signal, queries,
+};
 pub use choose::{choose, sample, top};
+pub use client::{Asked, Client, ClientOptions, Secret, tokens_of};
 pub use error::TeacherError;
 pub use signal::{Choice, Kind, Signal, Spec};

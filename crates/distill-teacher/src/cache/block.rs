@@ -41,7 +41,7 @@ pub(super) const MOST_ENTRIES: usize = u16::MAX as usize;
 ///
 /// # Panics
 /// If a token or a number of entries is larger than the format holds; the cache has looked.
-pub(super) fn encode(signal: &Signal, draws: u32) -> Vec<u8> {
+pub fn encode(signal: &Signal, draws: u32) -> Vec<u8> {
     let positions = signal.positions();
     let mut planes: [Vec<u8>; PLANES] = Default::default();
     for position in 0..positions {
@@ -85,7 +85,10 @@ pub(super) fn encode(signal: &Signal, draws: u32) -> Vec<u8> {
 }
 
 /// What [`encode`] was given, or what is wrong with the bytes.
-pub(super) fn decode(bytes: &[u8], draws: u32) -> Result<Signal, String> {
+///
+/// # Errors
+/// The problem, in words that fit behind what the bytes are.
+pub fn decode(bytes: &[u8], draws: u32) -> Result<Signal, String> {
     let (header, mut rest) = bytes.split_at_checked(HEADER).ok_or("it is cut short")?;
     let kind = match header[0] {
         0 => Kind::TopK,

@@ -22,6 +22,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 pub use about::About;
+pub use block::{decode as decode_signal, encode as encode_signal};
 pub use key::{Key, Query, queries};
 
 use crate::error::TeacherError;
@@ -321,9 +322,16 @@ impl Writer {
         if most > block::MOST_ENTRIES || largest > block::LARGEST_TOKEN {
             return Err(TeacherError::Unstorable { entries: most, token: largest });
         }
-        let bytes = block::encode(signal, draws(&self.cache.about));
-        self.journal.append(key, &bytes)?;
-        self.held.insert(key, bytes);
+        self.put_block(key, block::encode(signal, draws(&self.cache.about)))
+    }
+
+    /// [`Writer::put`] of a signal that is bytes already.
+    pub(crate) fn put_block(&mut self, key: Key, block: Vec<u8>) -> Result<(), TeacherError> {
+        if !self.lacks(key) {
+            return Ok(());
+        }
+        self.journal.append(key, &block)?;
+        self.held.insert(key, block);
         let number = self.shard_of[&key];
         self.waits[number] -= 1;
         self.write_if_whole(number)

@@ -194,10 +194,12 @@ pub fn said(tokens: &[u32], k: usize) -> Vec<(u32, f32)> {
 
 /// A packed sequence of one document.
 pub fn sequence(number: usize, length: usize) -> Sequence {
-    let token = |i: usize| ((number * 131 + i * 17 + number * i) % VOCABULARY) as u32;
+    let mut random = SplitMix64::new(number as u64, 5);
+    let tokens: Vec<u32> =
+        (0..=length).map(|_| random.below(VOCABULARY as u64) as u32).collect();
     Sequence {
-        input_ids: (0..length).map(token).collect(),
-        labels: (1..=length).map(token).collect(),
+        input_ids: tokens[..length].to_vec(),
+        labels: tokens[1..].to_vec(),
         loss_mask: vec![true; length],
         document_ids: vec![0; length],
         position_ids: (0..length as u32).collect(),

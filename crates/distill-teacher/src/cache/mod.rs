@@ -221,6 +221,18 @@ fn shard_files(path: &Path) -> Result<Vec<PathBuf>, TeacherError> {
     Ok(files)
 }
 
+/// Removes what a killed writer has left half written. The caller holds the lock.
+fn tidy(path: &Path) -> Result<(), TeacherError> {
+    let io = |source| TeacherError::Io { path: path.to_path_buf(), action: "tidy", source };
+    for entry in std::fs::read_dir(path).map_err(io)? {
+        let file = entry.map_err(io)?.path();
+        if file.extension().is_some_and(|extension| extension == "tmp") {
+            std::fs::remove_file(&file).map_err(io)?;
+        }
+    }
+    Ok(())
+}
+
 /// What sampled values are shares of.
 fn draws(about: &About) -> u32 {
     match about.signal.choice {
@@ -264,6 +276,7 @@ impl Writer {
     /// As [`Cache::open`], and [`TeacherError::Locked`].
     pub fn open(path: &Path, about: &About, keys: &[Key]) -> Result<Self, TeacherError> {
         let lock = lock(path)?;
+        tidy(path)?;
         let cache = Cache::open(path, about)?;
         write_whole(&path.join("about.json"), |out| {
             serde_json::to_writer_pretty(&mut *out, about)?;

@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("distill-data", &["distill-gguf"]),
     ("distill-edge", &["distill-quant", "distill-gguf"]),
     ("distill-export", &["distill-quant", "distill-gguf", "distill-edge"]),
+    ("distill-teacher", &["distill-data", "distill-gguf"]),
     ("distill-ops", &["distill-quant"]),
     ("distill-models", &["distill-quant", "distill-gguf", "distill-ops"]),
     ("distill-eval", &["distill-models", "distill-data", "distill-edge", "distill-quant"]),
@@ -29,6 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "distill-eval",
             "distill-edge",
             "distill-gguf",
+            "distill-teacher",
         ],
     ),
     (
@@ -44,6 +46,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "distill-models",
             "distill-train",
             "distill-eval",
+            "distill-teacher",
         ],
     ),
 ];
@@ -57,6 +60,7 @@ const WITHOUT_BURN: &[&str] = &[
     "distill-data",
     "distill-edge",
     "distill-export",
+    "distill-teacher",
 ];
 
 /// All that the runtime that ships on devices is built from, however indirectly.

@@ -4,7 +4,7 @@ mod tiny;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use distill_data::Batch;
-use distill_eval::Score;
+use distill_eval::{Reference, Score};
 use distill_models::{
     ActivationGrid, LlamaConfig, LlamaForCausalLM, WeightGrid, WeightGrids, parameters,
 };
@@ -109,7 +109,7 @@ fn kl(full: &LlamaForCausalLM, model: &LlamaForCausalLM, grids: &WeightGrids) ->
             let positions = model.config.packed(1, &batch.position_ids, &batch.document_ids);
             parameters::values(model.logits(model.hidden(ids, &positions)))
         };
-        score.add(&logits(&live), Some(&logits(full)), &batch.labels, &batch.loss_mask);
+        score.add(&logits(&live), Some(&Reference::Logits(logits(full))), &batch.labels, &batch.loss_mask);
     }
     score.kl().expect("a reference")
 }

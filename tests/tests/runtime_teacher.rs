@@ -70,7 +70,8 @@ fn logits(path: &Path, activations: Activations) -> (usize, [Vec<f32>; 2]) {
         RuntimeTeacher::new(&model, vocabulary, TOKENS, device.clone()).expect("a session");
     let batch = batch(vocabulary);
     let values = |teacher: &dyn Teacher| {
-        let Signal::Dense(dense) = teacher.signal(&batch).expect("a signal");
+        let signal = teacher.signal(&batch).expect("a signal");
+        let Signal::Dense(dense) = signal else { panic!("a local teacher says everything") };
         parameters::values(dense.logits(0..batch.input_ids.len()))
     };
     let graph = values(&LocalTeacher::new(graph, vocabulary, device));

@@ -21,4 +21,4 @@ pub use error::EvalError;
 pub use language_model::{GraphModel, LanguageModel, RuntimeModel};
 pub use parity::{Parity, ParityInput};
 pub use report::RunReport;
-pub use score::Score;
+pub use score::{Reference, Score};

@@ -3,10 +3,10 @@
 use distill_data::{Batch, Split};
 use distill_edge::{Activations, KvType, Model, Session, SessionOptions};
 
-use crate::{EvalError, Score};
+use crate::{EvalError, Reference, Score};
 
-/// The teacher's logits of a batch, `[positions, vocab]`.
-pub type TeacherLogits<'a> = dyn FnMut(&Batch) -> Vec<f32> + 'a;
+/// What is known of the teacher at the positions of a batch.
+pub type OfTeacher<'a> = dyn FnMut(&Batch) -> Reference + 'a;
 
 /// How a session of `model` computes, in words: `"Q8_0 activations, f16 KV cache"`.
 pub fn configuration(model: &Model, kv: KvType) -> String {
@@ -29,7 +29,7 @@ pub fn evaluate(
     sequences: usize,
     vocabulary: usize,
     threads: usize,
-    mut teacher: Option<&mut TeacherLogits<'_>>,
+    mut teacher: Option<&mut OfTeacher<'_>>,
 ) -> Result<Score, EvalError> {
     let context = held_out.sequence_length();
     let options = SessionOptions { context, threads, ..SessionOptions::default() };
@@ -46,7 +46,7 @@ pub fn evaluate(
             start += document.len();
         }
         let teacher = teacher.as_mut().map(|teacher| teacher(&batch));
-        score.add(&logits, teacher.as_deref(), &batch.labels, &batch.loss_mask);
+        score.add(&logits, teacher.as_ref(), &batch.labels, &batch.loss_mask);
     }
     Ok(score)
 }

@@ -17,16 +17,54 @@ pub struct Score {
     same_top: usize,
 }
 
+/// What is known of a teacher at some positions.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reference {
+    /// Its logits, row-major `[positions, vocab]`, over the model's vocabulary.
+    Logits(Vec<f32>),
+    /// Of each position its likeliest tokens, in order, with ln p; empty where nothing is known, and then
+    /// nothing is compared. The KL is that of two coarser distributions, with all other tokens as one
+    /// on both sides: it never exceeds the whole.
+    Top(Vec<Vec<(u32, f32)>>),
+}
+
+impl Reference {
+    /// KL(teacher ‖ model) at a row, and whether both prefer the same token. `norm` is ln Σ e^z of the
+    /// model's logits.
+    fn compare(&self, row: usize, model: &[f32], norm: f64) -> Option<(f64, bool)> {
+        match self {
+            Self::Logits(teacher) => {
+                let teacher = &teacher[row * model.len()..(row + 1) * model.len()];
+                Some((kl(teacher, model), top(teacher) == top(model)))
+            }
+            Self::Top(rows) => {
+                let said = &rows[row];
+                let (first, _) = said.first()?;
+                Some((kl_of_top(said, model, norm), *first as usize == top(model)))
+            }
+        }
+    }
+}
+
 impl Score {
-    /// Adds positions. `logits` and `teacher` are row-major `[positions, vocab]` over the same
-    /// vocabulary; positions whose mask is false are left out.
+    /// Adds positions. `logits` are row-major `[positions, vocab]`; positions whose mask is false are
+    /// left out.
     ///
     /// # Panics
     /// If the lengths do not fit each other.
-    pub fn add(&mut self, logits: &[f32], teacher: Option<&[f32]>, labels: &[u32], mask: &[bool]) {
+    pub fn add(
+        &mut self,
+        logits: &[f32],
+        teacher: Option<&Reference>,
+        labels: &[u32],
+        mask: &[bool],
+    ) {
         let vocab = logits.len() / labels.len().max(1);
         assert_eq!(logits.len(), vocab * labels.len());
-        assert!(teacher.is_none_or(|t| t.len() == logits.len()));
+        assert!(teacher.is_none_or(|teacher| match teacher {
+            Reference::Logits(theirs) => theirs.len() == logits.len(),
+            Reference::Top(rows) => rows.len() == labels.len(),
+        }));
         let rows: Vec<(f64, Option<(f64, bool)>)> = (0..labels.len())
             .into_par_iter()
             .filter(|&row| mask[row])
@@ -34,11 +72,7 @@ impl Score {
                 let model = &logits[row * vocab..(row + 1) * vocab];
                 let norm = log_sum_exp(model);
                 let nll = norm - f64::from(model[labels[row] as usize]);
-                let against = teacher.map(|teacher| {
-                    let teacher = &teacher[row * vocab..(row + 1) * vocab];
-                    (kl(teacher, model), top(teacher) == top(model))
-                });
-                (nll, against)
+                (nll, teacher.and_then(|teacher| teacher.compare(row, model, norm)))
             })
             .collect();
         for (nll, against) in rows {
@@ -90,6 +124,25 @@ pub fn kl(p: &[f32], q: &[f32]) -> f64 {
     if sum < 0.0 { 0.0 } else { sum }
 }
 
+/// KL of some tokens of p and one bucket of all others from the same of q = e^(model − norm).
+fn kl_of_top(said: &[(u32, f32)], model: &[f32], norm: f64) -> f64 {
+    // So small a bucket adds nothing, and has a logarithm.
+    const LEAST: f64 = 1e-9;
+    let (mut sum, mut p_named) = (0.0, 0.0);
+    let mut named: Vec<u32> = said.iter().map(|entry| entry.0).collect();
+    for &(token, log_p) in said {
+        let (log_p, log_q) = (f64::from(log_p), f64::from(model[token as usize]) - norm);
+        sum += log_p.exp() * (log_p - log_q);
+        p_named += log_p.exp();
+    }
+    named.sort_unstable();
+    let others = model.iter().enumerate().filter(|(i, _)| named.binary_search(&(*i as u32)).is_err());
+    let q: f64 = others.map(|(_, &z)| (f64::from(z) - norm).exp()).sum();
+    let (p, q) = ((1.0 - p_named).max(LEAST), q.max(LEAST));
+    let sum = sum + p * (p / q).ln();
+    if sum < 0.0 { 0.0 } else { sum }
+}
+
 /// Index of the largest logit; the lowest index wins a tie.
 pub fn top(logits: &[f32]) -> usize {
     let mut best = 0;
@@ -123,10 +176,31 @@ mod tests {
     fn masked_positions_do_not_count() {
         let mut score = Score::default();
         let logits = [0.0, 9.0, 9.0, 0.0];
-        score.add(&logits, Some(&[0.0, 9.0, 0.0, 9.0]), &[1, 1], &[true, false]);
+        let teacher = Reference::Logits(vec![0.0, 9.0, 0.0, 9.0]);
+        score.add(&logits, Some(&teacher), &[1, 1], &[true, false]);
         assert_eq!(score.tokens(), 1);
         assert_eq!(score.same_top(), Some(1.0));
         assert!(score.kl().expect("teacher") < 1e-12);
+    }
+
+    #[test]
+    fn against_the_likeliest_tokens_all_others_are_one() {
+        let (p, q) = ([0.5_f64, 0.3, 0.15, 0.05], [0.4_f64, 0.2, 0.35, 0.05]);
+        let logits: Vec<f32> = q.iter().map(|q| q.ln() as f32 + 3.0).collect();
+        let said = |k: usize| (0..k as u32).map(|i| (i, p[i as usize].ln() as f32)).collect();
+        let kl = |k: usize| {
+            let mut score = Score::default();
+            let teacher = Reference::Top(vec![said(k), Vec::new()]);
+            let both = [logits.clone(), logits.clone()].concat();
+            score.add(&both, Some(&teacher), &[0, 0], &[true, true]);
+            assert_eq!((score.tokens(), score.same_top()), (2, Some(1.0)), "one is compared");
+            score.kl().expect("one is compared")
+        };
+        let term = |p: f64, q: f64| p * (p / q).ln();
+        let two = term(0.5, 0.4) + term(0.3, 0.2) + term(0.2, 0.4);
+        let all: f64 = p.iter().zip(q).map(|(&p, q)| term(p, q)).sum();
+        assert!((kl(2) - two).abs() < 1e-6, "{} {two}", kl(2));
+        assert!((kl(4) - all).abs() < 1e-6 && two < all, "{} {all} {two}", kl(4));
     }
 
     #[test]

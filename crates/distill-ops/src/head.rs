@@ -1,6 +1,7 @@
 //! The head and the loss together, in tiles of tokens: logits of a whole batch never exist.
 
 use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
 use burn::tensor::{Shape, Tensor};
 use rayon::prelude::*;
 
@@ -24,6 +25,36 @@ pub struct HeadLoss {
     pub head_gradient: Option<Tensor<2>>,
 }
 
+/// What a teacher says of all tokens of a batch.
+#[derive(Debug)]
+pub enum Teacher<'a> {
+    /// Final hidden states `[tokens, width]` and head `[vocabulary, width]`.
+    Dense(Tensor<2>, Tensor<2>),
+    /// ln p of some tokens; the others are one bucket.
+    Top(Sparse<'a>),
+    /// Unbiased estimates of p of some tokens.
+    Sampled(Sparse<'a>),
+}
+
+/// Some tokens of each row, and a value of each.
+#[derive(Clone, Copy, Debug)]
+pub struct Sparse<'a> {
+    /// Where each row begins in the others, `[rows + 1]`.
+    pub starts: &'a [usize],
+    /// The tokens, each once a row.
+    pub tokens: &'a [u32],
+    /// Their values.
+    pub values: &'a [f32],
+}
+
+impl<'a> Sparse<'a> {
+    /// The tokens of a row and their values.
+    pub fn row(&self, row: usize) -> (&'a [u32], &'a [f32]) {
+        let range = self.starts[row]..self.starts[row + 1];
+        (&self.tokens[range.clone()], &self.values[range])
+    }
+}
+
 /// What the loss is made of; tensors without autodiff.
 #[derive(Debug)]
 pub struct HeadInput<'a> {
@@ -35,8 +66,8 @@ pub struct HeadInput<'a> {
     pub frozen: bool,
     /// Tokens that exist.
     pub vocabulary: usize,
-    /// The teacher's final hidden states `[tokens, width]` and head `[vocabulary, width]`.
-    pub teacher: Option<(Tensor<2>, Tensor<2>)>,
+    /// The teacher, if there is one.
+    pub teacher: Option<Teacher<'a>>,
     /// The next token of each.
     pub labels: &'a [u32],
     /// What each token's loss is multiplied by, 0 for those that do not count.
@@ -55,10 +86,7 @@ impl HeadInput<'_> {
         let rows = self.head.dims()[0];
         let vocabulary = self.vocabulary;
         let (hidden, head) = (host(self.hidden), host(self.head));
-        let teacher = self.teacher.map(|(hidden, head)| {
-            let width = hidden.dims()[1];
-            (host(hidden), host(head), width)
-        });
+        let teacher = self.teacher.map(Told::new);
         let (hidden, head) = (values(&hidden), Matrix::new(values(&head), vocabulary, width));
         let mut hidden_gradient = vec![0.0; tokens * width];
         let mut head_gradient = Vec::new();
@@ -82,7 +110,7 @@ impl HeadInput<'_> {
                 None => operator("loss", losses, || {
                     loss::rows(logits_of.map(|(i, z)| row((i, z, Target::None))), self.options)
                 }),
-                Some((hidden, head, width)) => {
+                Some(Told::Dense(hidden, head, width)) => {
                     let x = Matrix::new(&values(hidden)[start * width..], count, *width);
                     let head = Matrix::new(values(head), vocabulary, *width);
                     let work = Work::product(count, vocabulary, *width);
@@ -91,6 +119,20 @@ impl HeadInput<'_> {
                     let rows = both.map(|((i, z), y)| row((i, z, Target::Logits(y))));
                     operator("loss", losses.times(2), || loss::rows(rows, self.options))
                 }
+                Some(Told::Top(said)) => operator("loss", losses, || {
+                    let rows = logits_of.map(|(i, z)| {
+                        let (tokens, log_probabilities) = said.row(start + i);
+                        row((i, z, Target::Top { tokens, log_probabilities }))
+                    });
+                    loss::rows(rows, self.options)
+                }),
+                Some(Told::Sampled(said)) => operator("loss", losses, || {
+                    let rows = logits_of.map(|(i, z)| {
+                        let (tokens, weights) = said.row(start + i);
+                        row((i, z, Target::Sampled { tokens, weights }))
+                    });
+                    loss::rows(rows, self.options)
+                }),
             };
             sums.divergence += found.divergence;
             sums.cross_entropy += found.cross_entropy;
@@ -122,6 +164,26 @@ impl HeadInput<'_> {
     }
 }
 
+/// [`Teacher`] in memory.
+enum Told<'a> {
+    Dense(FlexTensor, FlexTensor, usize),
+    Top(Sparse<'a>),
+    Sampled(Sparse<'a>),
+}
+
+impl<'a> Told<'a> {
+    fn new(teacher: Teacher<'a>) -> Self {
+        match teacher {
+            Teacher::Dense(hidden, head) => {
+                let width = hidden.dims()[1];
+                Self::Dense(host(hidden), host(head), width)
+            }
+            Teacher::Top(said) => Self::Top(said),
+            Teacher::Sampled(said) => Self::Sampled(said),
+        }
+    }
+}
+
 /// Logits of a tile, in memory that the first tile asked for.
 fn logits<'a>(x: Matrix<'_>, head: Matrix<'_>, room: &'a mut Vec<f32>) -> &'a mut [f32] {
     if room.is_empty() {
@@ -134,7 +196,7 @@ fn logits<'a>(x: Matrix<'_>, head: Matrix<'_>, room: &'a mut Vec<f32>) -> &'a mu
     room
 }
 
-fn host<const D: usize>(tensor: Tensor<D>) -> burn::backend::flex::FlexTensor {
+fn host<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
     contiguous(tensor.try_into_primitive::<Flex>().expect("asked before"))
 }
 

@@ -22,7 +22,7 @@ pub use cpu::attention::Shape;
 pub use cpu::gate::Gate;
 pub use cpu::norm::Norm;
 pub use flex::FusedOps;
-pub use head::{HeadInput, HeadLoss};
+pub use head::{HeadInput, HeadLoss, Sparse, Teacher};
 pub use in_place::{
     adamw, add_rows, round, round_scaled, straight_through_q4_0, straight_through_scaled,
     sum_of_squares,

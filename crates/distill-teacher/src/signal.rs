@@ -80,6 +80,12 @@ impl Signal {
         (&self.tokens[range.clone()], &self.values[range])
     }
 
+    /// Where each position begins in the others, `[positions + 1]`; the tokens; their values.
+    #[must_use]
+    pub fn parts(&self) -> (&[usize], &[u32], &[f32]) {
+        (&self.starts, &self.tokens, &self.values)
+    }
+
     /// The largest token spoken of.
     #[must_use]
     pub fn largest_token(&self) -> Option<u32> {

@@ -18,6 +18,9 @@ pub enum TrainError {
     /// The model that writes the recipe's text could not be loaded by the edge runtime, or not run.
     #[error("the model of [data.generate] in the edge runtime: {0}")]
     Writer(distill_edge::EdgeError),
+    /// A teacher was not heard, or what is kept of it is not right.
+    #[error(transparent)]
+    Teacher(#[from] distill_teacher::TeacherError),
     /// A recipe's text cannot be generated.
     #[error("[data.generate]: {problem}")]
     Generate {

@@ -6,7 +6,7 @@ use distill_eval::Score;
 use distill_models::{LlamaForCausalLM, parameters};
 
 use crate::TrainError;
-use crate::teacher::{Signal, Teacher, forward};
+use crate::teacher::{Teacher, forward};
 
 /// Positions scored at a time.
 const TILE: usize = 128;
@@ -34,15 +34,9 @@ pub fn evaluate(
             let tile = start..(start + TILE).min(batch.sequence);
             let logits = hidden.clone().slice([tile.clone()]).matmul(head.clone().transpose());
             let logits = parameters::values(logits);
-            let teacher = signal
-                .as_ref()
-                .map(|Signal::Dense(dense)| parameters::values(dense.logits(tile.clone())));
-            score.add(
-                &logits,
-                teacher.as_deref(),
-                &batch.labels[tile.clone()],
-                &batch.loss_mask[tile],
-            );
+            let teacher = signal.as_ref().map(|signal| signal.reference(tile.clone()));
+            let (labels, mask) = (&batch.labels[tile.clone()], &batch.loss_mask[tile]);
+            score.add(&logits, teacher.as_ref(), labels, mask);
         }
     }
     Ok(score)

@@ -6,7 +6,9 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use distill_data::Batch;
+use distill_teacher::Kind;
 
+use crate::loss::partial::partial;
 use crate::loss::{CROSS_ENTROPY, Distillation, cross_entropy, divergence};
 use crate::teacher::Signal;
 
@@ -78,7 +80,7 @@ impl HeadInput<'_> {
             head: self.head.clone(),
             frozen: self.frozen,
             vocabulary: self.vocabulary,
-            teacher: self.distillation.map(|(Signal::Dense(dense), _)| dense.parts()),
+            teacher: self.distillation.map(|(signal, _)| told(signal)),
             labels: &self.batch.labels,
             shares: &shares,
             options: self.distillation.map_or(CROSS_ENTROPY, |(_, options)| options.fused()),
@@ -141,9 +143,14 @@ impl HeadInput<'_> {
                 sums.loss += hard_sum;
                 hard.gradient
             }
-            Some((Signal::Dense(teacher), options)) => {
+            Some((signal, options)) => {
                 let weight = options.cross_entropy;
-                let soft = divergence(logits, teacher.logits(tile.clone()), options);
+                let soft = match signal {
+                    Signal::Dense(teacher) => {
+                        divergence(logits, teacher.logits(tile.clone()), options)
+                    }
+                    Signal::Partial(said) => partial(logits, said, tile.start, options),
+                };
                 let soft_sum = masked_sum(soft.value);
                 sums.divergence += soft_sum;
                 sums.loss += (1.0 - weight) * soft_sum + weight * hard_sum;
@@ -157,6 +164,24 @@ impl HeadInput<'_> {
         let share = 1.0 / self.denominator.max(1) as f32;
         let shares: Vec<f32> = mask.iter().map(|&m| if m { share } else { 0.0 }).collect();
         gradient * Tensor::<2>::from_data(TensorData::new(shares, [tokens, 1]), device)
+    }
+}
+
+/// The same for the fused operator.
+fn told(signal: &Signal) -> distill_ops::Teacher<'_> {
+    match signal {
+        Signal::Dense(dense) => {
+            let (hidden, head) = dense.parts();
+            distill_ops::Teacher::Dense(hidden, head)
+        }
+        Signal::Partial(said) => {
+            let (starts, tokens, values) = said.parts();
+            let sparse = distill_ops::Sparse { starts, tokens, values };
+            match said.kind() {
+                Kind::TopK => distill_ops::Teacher::Top(sparse),
+                Kind::Sampled => distill_ops::Teacher::Sampled(sparse),
+            }
+        }
     }
 }
 

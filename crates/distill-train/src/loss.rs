@@ -14,6 +14,10 @@
 //!
 //! JSD(β) is that of generalised knowledge distillation (Agarwal et al. 2024, eq. 1) divided by
 //! β(1−β), so that it tends to forward KL for β → 0 and to reverse KL for β → 1.
+//!
+//! A teacher that speaks of some tokens only has [`partial`] losses.
+
+pub mod partial;
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, activation};
 use distill_ops::cpu::loss as fused;

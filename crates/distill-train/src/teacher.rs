@@ -4,17 +4,19 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use distill_data::Batch;
+use distill_data::{Batch, Sequence};
 use distill_edge::{Activations, EdgeError, KvType, Session, SessionOptions};
-use distill_models::LlamaForCausalLM;
+use distill_eval::Reference;
+use distill_models::{LlamaForCausalLM, parameters};
+use distill_teacher::{Cache, Key, Kind, TeacherError};
 
 use crate::TrainError;
 use crate::backward::input_ids;
 
 /// A source of next-token distributions.
 ///
-/// It returns a signal, not a tensor: a remote teacher will give the top k with their tail, a
-/// cache random samples, a local one everything.
+/// It returns a signal, not a tensor: one that was asked over a network has said what the likeliest
+/// tokens are, a cache may hold samples, a local one says everything.
 pub trait Teacher {
     /// The teacher's view of every position of a batch.
     ///
@@ -28,6 +30,28 @@ pub trait Teacher {
 pub enum Signal {
     /// The logits of the whole vocabulary.
     Dense(Dense),
+    /// Some tokens of each position, of all sequences one behind the other.
+    Partial(distill_teacher::Signal),
+}
+
+impl Signal {
+    /// What it says of some positions, for measuring; nothing of samples, which are too few for that.
+    pub fn reference(&self, positions: Range<usize>) -> Reference {
+        match self {
+            Self::Dense(dense) => Reference::Logits(parameters::values(dense.logits(positions))),
+            Self::Partial(said) => Reference::Top(
+                positions
+                    .map(|position| match said.kind() {
+                        Kind::TopK => {
+                            let (tokens, log_p) = said.at(position);
+                            tokens.iter().copied().zip(log_p.iter().copied()).collect()
+                        }
+                        Kind::Sampled => Vec::new(),
+                    })
+                    .collect(),
+            ),
+        }
+    }
 }
 
 /// Logits in the form that costs nothing to keep: final hidden states and the head.
@@ -142,6 +166,43 @@ impl Teacher for RuntimeTeacher {
         let data = TensorData::new(hidden, [batch.input_ids.len(), width]);
         let hidden = Tensor::from_data(data, &self.device);
         Ok(Signal::Dense(Dense::new(hidden, self.head.clone())))
+    }
+}
+
+/// A teacher that was asked before: what it said lies in a cache.
+pub struct CachedTeacher {
+    cache: Cache,
+    /// Of the sequences that are trained on. Held-out ones are always measured against the likeliest
+    /// tokens, since samples are too few to measure by.
+    kind: Kind,
+}
+
+impl CachedTeacher {
+    /// A teacher whose signals for training are of `kind`.
+    pub fn new(cache: Cache, kind: Kind) -> Self {
+        Self { cache, kind }
+    }
+}
+
+impl CachedTeacher {
+    fn find(&self, sequence: &Sequence) -> Result<distill_teacher::Signal, TrainError> {
+        let key = Key::of(sequence, self.kind);
+        let found = match self.cache.get(key)? {
+            None if self.kind != Kind::TopK => self.cache.get(Key::of(sequence, Kind::TopK))?,
+            found => found,
+        };
+        let path = self.cache.path().to_path_buf();
+        Ok(found.ok_or(TeacherError::Missing { path, missing: 1, of: 1 })?)
+    }
+}
+
+impl Teacher for CachedTeacher {
+    fn signal(&self, batch: &Batch) -> Result<Signal, TrainError> {
+        let mut all = self.find(&batch.row(0))?;
+        for row in 1..batch.batch {
+            all.extend(&self.find(&batch.row(row))?);
+        }
+        Ok(Signal::Partial(all))
     }
 }
 

@@ -27,7 +27,7 @@ use crate::TrainError;
 use crate::backward::MicroBatch;
 use crate::optimizer::{AdamW, clip, global_norm};
 use crate::student::Student;
-use crate::teacher::{LocalTeacher, RuntimeTeacher, Signal, Teacher, forward};
+use crate::teacher::{LocalTeacher, RuntimeTeacher, Teacher, forward};
 
 /// Layers of the model that is timed, where the student has as many.
 const LAYERS: usize = 4;
@@ -227,11 +227,9 @@ impl Ends {
         let score = least(|| {
             let logits = hidden.clone().matmul(head.clone().transpose());
             let logits = parameters::values(logits);
-            let teacher = signal
-                .as_ref()
-                .map(|Signal::Dense(dense)| parameters::values(dense.logits(0..tile)));
+            let teacher = signal.as_ref().map(|signal| signal.reference(0..tile));
             let (labels, mask) = (&batch.labels[..tile], &batch.loss_mask[..tile]);
-            Score::default().add(&logits, teacher.as_deref(), labels, mask);
+            Score::default().add(&logits, teacher.as_ref(), labels, mask);
         });
         Ok(Self {
             backward: backward * work.tokens() as f64 / tokens as f64,

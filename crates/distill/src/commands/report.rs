@@ -12,14 +12,12 @@ use distill_eval::benchmark::benchmarks;
 use distill_eval::report::{
     Cost, Curve, ExportedFile, Row, RowKind, RunReport, Sample, html, markdown, model_card, table,
 };
-use distill_eval::{Parity, Score, runtime};
-use distill_models::parameters;
+use distill_eval::{Parity, Reference, Score, runtime};
 use distill_recipe::{Method, Recipe, StudentInit};
 use distill_train::TeacherModel;
 use distill_train::evaluate::evaluate;
 use distill_train::metrics::{self, Record};
 use distill_train::prepare::Prepared;
-use distill_train::teacher::Signal;
 use distill_train::trainer::record_of;
 
 use super::export::Exported;
@@ -247,19 +245,17 @@ fn runtime_row(
 ) -> Result<Row, Failure> {
     let threads = hardware::threads();
     let mut failure = None;
-    let mut logits =
+    let mut of_teacher =
         |batch: &distill_data::Batch| match prepared.teacher.as_ref().map(|t| t.signal(batch)) {
-            Some(Ok(Signal::Dense(dense))) => {
-                parameters::values(dense.logits(0..batch.input_ids.len()))
-            }
+            Some(Ok(signal)) => signal.reference(0..batch.input_ids.len()),
             Some(Err(error)) => {
                 failure.get_or_insert(error);
-                vec![0.0; batch.input_ids.len() * prepared.vocabulary]
+                Reference::Top(vec![Vec::new(); batch.input_ids.len()])
             }
-            None => Vec::new(),
+            None => Reference::Logits(Vec::new()),
         };
-    let teacher: Option<&mut runtime::TeacherLogits<'_>> =
-        prepared.teacher.is_some().then_some(&mut logits);
+    let teacher: Option<&mut runtime::OfTeacher<'_>> =
+        prepared.teacher.is_some().then_some(&mut of_teacher);
     let held_out = &prepared.dataset.held_out;
     let count = recipe.eval.sequences;
     let score: Score =

@@ -42,6 +42,20 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// A batch of one sequence.
+    #[must_use]
+    pub fn of(sequence: Sequence) -> Self {
+        Self {
+            batch: 1,
+            sequence: sequence.input_ids.len(),
+            input_ids: sequence.input_ids,
+            labels: sequence.labels,
+            loss_mask: sequence.loss_mask,
+            document_ids: sequence.document_ids,
+            position_ids: sequence.position_ids,
+        }
+    }
+
     /// An empty batch of sequences of `sequence` positions, with room for `batch` of them.
     pub(crate) fn with_capacity(batch: usize, sequence: usize) -> Self {
         let positions = batch * sequence;

@@ -11,6 +11,13 @@ pub(crate) const OUTPUT: &str = "checkpoints";
 pub(crate) const REVISION: &str = "main";
 pub(crate) const ENGINE: Engine = Engine::Graph;
 
+/// What vLLM gives unless it is told otherwise.
+pub(crate) const TOP_K: usize = 20;
+pub(crate) const POWER: f64 = 1.0;
+pub(crate) const CONCURRENCY: usize = 8;
+pub(crate) const TIMEOUT_S: f64 = 300.0;
+pub(crate) const ATTEMPTS: u32 = 6;
+
 pub(crate) const ROPE_THETA: f64 = 10_000.0;
 pub(crate) const RMS_NORM_EPS: f64 = 1e-5;
 pub(crate) const MAX_POSITION_EMBEDDINGS: usize = 2048;

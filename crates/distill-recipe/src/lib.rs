@@ -19,11 +19,12 @@ mod student_keys;
 
 pub use document::Document;
 pub use error::{Problem, RecipeError};
-pub use problem::ProblemKind;
+pub use problem::{ProblemKind, TeacherProblem};
 pub use resolved::{
     ActivationGrid, Backend, Choice, Data, Device, Distill, DivergenceKind, Engine, Eval, Export,
     Generate, KvCache, LearningRateFactors, LocalTeacher, Lora, LoraTarget, Method, ModelRef,
-    NewModel, OptimizerState, Precision, Quantize, Recipe, Scales, Schedule, StraightThrough,
-    Student, StudentInit, Tasks, Teacher, TokenizerChoice, Train, WeightGrid,
+    NewModel, OptimizerState, Precision, Protocol, Quantize, Recipe, RemoteTeacher, Scales,
+    Schedule, StraightThrough, Student, StudentInit, Tasks, Teacher, TeacherCache, TeacherSignal,
+    TeacherSource, TokenizerChoice, Train, WeightGrid,
 };
 pub use schema::schema;

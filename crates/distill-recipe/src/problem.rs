@@ -1,5 +1,9 @@
 //! The ways in which a recipe can be wrong, in words.
 
+mod teacher;
+
+pub use teacher::TeacherProblem;
+
 /// What is wrong with a recipe in one place.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -226,6 +230,9 @@ pub enum ProblemKind {
     /// Distillation from nobody.
     #[error("[distill] needs a teacher, and the recipe has none")]
     DistillWithoutTeacher,
+    /// Something is wrong with the teacher.
+    #[error(transparent)]
+    Teacher(TeacherProblem),
     /// The runtime was asked for a model that it does not read.
     #[error("`teacher.local.engine = \"runtime\"` reads `.gguf` files, and `from` is none")]
     EngineNeedsGguf,
@@ -476,6 +483,7 @@ impl ProblemKind {
             Self::GenerateLogProbs { .. } => {
                 "they are logarithms of probabilities: -6 is less likely than -1".to_owned()
             }
+            Self::Teacher(problem) => problem.help().to_owned(),
             Self::DistillWithoutTeacher => "add [teacher.local] with `from = \"…\"`, or remove \
                  [distill] to train on the text alone"
                 .to_owned(),
@@ -553,6 +561,7 @@ impl ProblemKind {
             Self::GenerateLengths { .. } => "too many",
             Self::GenerateLogProbs { .. } => "nothing in between",
             Self::KeepLayersWithoutTeacher | Self::DistillWithoutTeacher => "no teacher",
+            Self::Teacher(problem) => problem.label(),
             Self::EngineNeedsGguf => "reads GGUF alone",
             Self::Bf16 { .. } => "for CUDA, all weights, no grid",
             Self::ScalesWithLora | Self::ApproachWithLora => "all weights only",

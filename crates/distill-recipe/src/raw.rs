@@ -5,6 +5,8 @@
 //! becomes these types; so a bound stands here and nowhere else. What concerns several keys at
 //! once is checked in `resolve`.
 
+mod teacher;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -13,9 +15,11 @@ use serde::Deserialize;
 
 use crate::defaults;
 use crate::resolved::{
-    ActivationGrid, Backend, Choice, Engine, KvCache, LoraTarget, Method, OptimizerState,
-    Precision, Scales, StraightThrough, WeightGrid,
+    ActivationGrid, Backend, Choice, KvCache, LoraTarget, Method, OptimizerState, Precision,
+    Scales, StraightThrough, WeightGrid,
 };
+
+pub(crate) use teacher::{LocalTeacher, RemoteTeacher, Teacher, TeacherCache, TeacherSignal};
 
 /// A value and the bytes of the document it was written in.
 #[derive(Clone, Debug, Deserialize)]
@@ -136,30 +140,6 @@ pub(crate) struct NewModel {
     /// Whether the head reuses the token embedding.
     #[schemars(extend("default" = defaults::TIE_WORD_EMBEDDINGS))]
     pub(crate) tie_word_embeddings: Option<Written<bool>>,
-}
-
-/// The model to learn from. Without this table the student is trained on the text alone.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Teacher {
-    pub(crate) local: LocalTeacher,
-}
-
-/// A teacher that runs in the same process.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct LocalTeacher {
-    /// A Hugging Face directory, a `.gguf` file, or a hub id `owner/name`
-    /// (`owner/name/file.gguf` where a repository has several).
-    #[schemars(length(min = 1))]
-    pub(crate) from: Written<String>,
-    /// Branch, tag or commit of a hub id.
-    #[schemars(length(min = 1), extend("default" = defaults::REVISION))]
-    pub(crate) revision: Option<Written<String>>,
-    /// What computes it: the training graph, or the edge runtime, which reads a `.gguf` file and
-    /// takes a fraction of the time and memory where that is quantised.
-    #[schemars(extend("default" = defaults::ENGINE))]
-    pub(crate) engine: Option<Written<Engine>>,
 }
 
 /// The text, and how it is cut into sequences.

@@ -5,12 +5,19 @@
 //! is checked again: a value of these types that came out of [`Recipe::from_path`] has passed
 //! every check of the `resolve` module.
 
+mod teacher;
+
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::student_keys::StudentKeys;
+
+pub use teacher::{
+    Engine, LocalTeacher, Protocol, RemoteTeacher, Teacher, TeacherCache, TeacherSignal,
+    TeacherSource,
+};
 
 /// A whole run: from a teacher to an exported student.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -126,36 +133,6 @@ pub struct NewModel {
     pub max_position_embeddings: usize,
     /// Whether the head reuses the token embedding.
     pub tie_word_embeddings: bool,
-}
-
-/// The model the student learns from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Teacher {
-    /// A teacher that runs in this process.
-    pub local: LocalTeacher,
-}
-
-/// A teacher that runs in this process. In TOML: the model's keys, and `engine` beside them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LocalTeacher {
-    /// Where it comes from.
-    #[serde(flatten)]
-    pub model: ModelRef,
-    /// What computes it.
-    #[serde(default)]
-    pub engine: Engine,
-}
-
-/// What computes a local teacher.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Engine {
-    /// The training graph, with weights in f32.
-    #[default]
-    Graph,
-    /// The edge runtime, with the weights of a `.gguf` file as they are: integer products where
-    /// they are quantised.
-    Runtime,
 }
 
 /// The text and how it is cut.

@@ -97,6 +97,43 @@ messages! {
     a_missing_choice => broken("linears = \"q4_0\"\n", "");
 }
 
+/// A recipe whose teacher is remote, with these lines below `[teacher.remote]`.
+fn remote(lines: &str) -> String {
+    let address = "endpoints = [\"http://127.0.0.1:8000\"]\nmodel = \"m\"\ntokenizer = \"t\"\n";
+    let table = format!("[teacher.remote]\nprotocol = \"vllm\"\n{address}{lines}");
+    SOUND.replace("[teacher.local]\nfrom = \"checkpoints/teacher\"\n", &table)
+}
+
+messages! {
+    fn a_teacher_is_asked_in_a_way_that_it_can_answer;
+    a_teacher_of_nothing => broken("[teacher.local]\nfrom = \"checkpoints/teacher\"", "[teacher]");
+    two_teachers => message(
+        &remote("[teacher.local]\nfrom = \"checkpoints/teacher\""),
+        &[],
+    );
+    no_tokenizer => message(&remote("").replace("tokenizer = \"t\"\n", ""), &[]);
+    layers_of_a_remote_teacher => message(
+        &remote("").replace("config = {", "keep_layers = [0]\n#"),
+        &[],
+    );
+    no_address => message(&remote(""), &["teacher.remote.endpoints=[\"localhost:8000\"]"]);
+    an_unknown_protocol => message(&remote(""), &["teacher.remote.protocol=vlm"]);
+    two_signals => message(&remote("[teacher.signal]\ntop_k = 5\ndraws = 50"), &[]);
+    no_signal => message(&remote("[teacher.signal]"), &[]);
+    power_without_draws => message(&remote("[teacher.signal]\ntop_k = 5\npower = 0.5"), &[]);
+    samples_from_a_server_that_gives_none => message(&remote("[teacher.signal]\ndraws = 50"), &[]);
+    samples_for_another_loss => message(
+        &format!("{SOUND}\n[teacher.signal]\ndraws = 50\n[distill]\nloss = \"jsd\"\n"),
+        &[],
+    );
+    a_temperature_that_servers_do_not_know => message(
+        &remote("[distill]\ntemperature = 2.0"),
+        &[],
+    );
+    a_cache_of_everything => message(&format!("{SOUND}\n[teacher.cache]\npath = \"x\"\n"), &[]);
+    a_cost_without_a_price => message(&remote("max_cost = 10.0"), &[]);
+}
+
 messages! {
     fn wrong_values_say_what_is_possible;
     a_number_in_quotes => broken("steps = 100", "steps = \"100\"");

@@ -57,6 +57,13 @@ fn resolved_toml_of_every_kind_of_recipe_is_the_same_recipe() {
     for overrides in [
         vec![teacher, config],
         vec![teacher, "student={ keep_layers = [0, 3] }", "distill.loss=jsd", "distill.beta=0.1"],
+        vec![
+            "teacher.remote={ protocol = \"vllm\", endpoints = [\"http://h:1\"], model = \"m\" }",
+            "teacher.remote.max_cost=1.5",
+            "teacher.remote.price_per_million_tokens=0.1",
+            "teacher.cache.path=\"signals\"",
+        ],
+        vec![teacher, "teacher.signal.draws=50", "teacher.signal.power=0.8"],
         vec![config, "student.train_tokenizer=512", "train.schedule=wsd"],
         vec![config, "student.tokenizer=owner/name", "data.document_separator=\"\\n\\n\""],
         vec!["quantize={ linears = \"q4_0\", embeddings = \"none\", activations = \"q8_0\" }"],

@@ -80,6 +80,14 @@ pub enum TeacherError {
         /// The largest.
         token: u32,
     },
+    /// A Parquet file cannot be written.
+    #[error("{path}: cannot write it: {source}", path = path.display())]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: parquet::errors::ParquetError,
+    },
     /// An address is none.
     #[error("{address:?} is no address of a server; write `http://host:port` or `https://host`")]
     Address {
@@ -125,7 +133,50 @@ pub enum TeacherError {
         /// What is wrong.
         problem: String,
     },
+    /// A remote teacher cannot be believed.
+    #[error(
+        "the teacher's self-test failed, and nothing was asked:\n{failures}\n`distill teacher probe` \
+         shows all that was looked at"
+    )]
+    Probe {
+        /// What was found, a line each.
+        failures: String,
+    },
+    /// The probe's text cannot be cut into tokens.
+    #[error("the probe's text: {problem}")]
+    Text {
+        /// Why not.
+        problem: String,
+    },
+    /// The budget ended before the texts did.
+    #[error(
+        "the teacher's budget is spent: {tokens} tokens for {texts} of {of} sequences that were \
+         missing, which are kept in {path}; raise `teacher.remote.max_tokens` or `max_cost`, or train for \
+         fewer steps",
+        path = path.display()
+    )]
+    Budget {
+        /// Where what has come is kept.
+        path: PathBuf,
+        /// Tokens that were sent, in all runs.
+        tokens: u64,
+        /// Sequences asked about now.
+        texts: usize,
+        /// Sequences that were missing.
+        of: usize,
+    },
     /// Asking was ended from outside.
     #[error("stopped; what has come is kept, and the same command goes on from there")]
     Stopped,
+}
+
+impl TeacherError {
+    /// Whether what the user wrote is wrong.
+    #[must_use]
+    pub fn is_input(&self) -> bool {
+        matches!(
+            self,
+            Self::Differs { .. } | Self::NoCache { .. } | Self::Address { .. } | Self::NoKey { .. }
+        )
+    }
 }

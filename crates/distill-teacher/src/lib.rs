@@ -9,6 +9,8 @@ mod cache;
 mod choose;
 mod client;
 mod error;
+pub mod parquet;
+mod probe;
 pub mod protocol;
 mod signal;
 
@@ -18,4 +20,5 @@ pub use cache::{
 pub use choose::{choose, sample, top};
 pub use client::{Asked, Client, ClientOptions, Secret, tokens_of};
 pub use error::TeacherError;
+pub use probe::{Finding, Local, ProbeReport, TEXT as PROBE_TEXT, probe};
 pub use signal::{Choice, Kind, Signal, Spec};

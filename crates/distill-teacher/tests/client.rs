@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use distill_data::{Sequence, SpecialTokens, TextTokenizer};
-use distill_teacher::protocol::{Name, Rows, Vocabulary, protocol};
+use distill_teacher::protocol::{Name, Vocabulary, protocol};
 use distill_teacher::{
     About, Asked, Cache, Choice, Client, ClientOptions, Key, Kind, Secret, Spec, TeacherError,
     Writer,
@@ -38,7 +38,7 @@ fn client(options: ClientOptions) -> Client {
     let text = std::iter::once(Ok("some words".to_owned()));
     let tokenizer = TextTokenizer::train(text, 260, &SpecialTokens::default()).unwrap();
     let vocabulary = Arc::new(Vocabulary::new(&tokenizer));
-    let protocol = protocol(Name::Vllm, "m", vocabulary, Rows::BeforeToken);
+    let protocol = protocol(Name::Vllm, "m", vocabulary);
     Client::new(options, protocol, VOCABULARY).unwrap()
 }
 

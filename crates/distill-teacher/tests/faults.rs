@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use distill_data::{Sequence, SpecialTokens, SplitMix64, TextTokenizer};
-use distill_teacher::protocol::{Name, Rows, Vocabulary, protocol};
+use distill_teacher::protocol::{Name, Vocabulary, protocol};
 use distill_teacher::{About, Choice, Client, ClientOptions, Key, Kind, Spec, Writer};
 use fake::{Fault, Server, VOCABULARY};
 
@@ -38,7 +38,7 @@ fn ask(url: &str, path: &Path) {
     let text = std::iter::once(Ok("some words".to_owned()));
     let tokenizer = TextTokenizer::train(text, 260, &SpecialTokens::default()).unwrap();
     let vocabulary = Arc::new(Vocabulary::new(&tokenizer));
-    let protocol = protocol(Name::Vllm, "m", vocabulary, Rows::BeforeToken);
+    let protocol = protocol(Name::Vllm, "m", vocabulary);
     let options = ClientOptions {
         endpoints: vec![url.to_owned()],
         concurrency: CONCURRENCY,

@@ -159,6 +159,7 @@ impl TrainError {
         match self {
             Self::Io { .. } | Self::Checkpoint { .. } | Self::Diverged { .. } => false,
             Self::Runtime(error) | Self::Writer(error) => error.is_input(),
+            Self::Teacher(error) => error.is_input(),
             Self::Model(error) => !matches!(
                 error,
                 ModelError::NonFinite { .. } | ModelError::Io { action: "writing", .. }

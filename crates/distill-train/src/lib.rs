@@ -21,6 +21,7 @@ pub mod post_training;
 pub mod prepare;
 pub mod schedule;
 pub mod student;
+pub mod teach;
 pub mod teacher;
 mod tensorboard;
 pub mod trainer;

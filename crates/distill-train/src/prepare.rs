@@ -32,6 +32,8 @@ pub struct LocalPaths {
     pub student: Option<PathBuf>,
     /// The teacher.
     pub teacher: Option<PathBuf>,
+    /// The tokenizer of a teacher of which there are no weights.
+    pub teacher_tokenizer: Option<PathBuf>,
     /// The tokenizer, if it is named apart from the models.
     pub tokenizer: Option<PathBuf>,
     /// The text: for each source of the recipe, where it lies.
@@ -50,7 +52,8 @@ pub struct Prepared {
     pub tokenizer: TextTokenizer,
     /// Packed text, split.
     pub dataset: Dataset,
-    /// The teacher, if there is one.
+    /// The teacher, if there is one; one that was asked beforehand is put here by
+    /// [`teach`](crate::teach).
     pub teacher: Option<Box<dyn Teacher>>,
     /// Tokens that exist; embedding rows beyond are padding and take no part in any loss.
     pub vocabulary: usize,
@@ -73,7 +76,11 @@ pub enum TeacherModel {
 }
 
 impl TeacherModel {
-    fn load(path: &Path, engine: Engine, device: &Device) -> Result<Self, TrainError> {
+    /// Reads a teacher for an engine.
+    ///
+    /// # Errors
+    /// [`TrainError`].
+    pub fn load(path: &Path, engine: Engine, device: &Device) -> Result<Self, TrainError> {
         Ok(match engine {
             Engine::Graph => {
                 let (model, report) = load_pretrained(path, device)?;
@@ -86,7 +93,10 @@ impl TeacherModel {
     }
 
     /// A teacher over the first tokens, for sequences of up to so many.
-    fn teacher(
+    ///
+    /// # Errors
+    /// [`TrainError::Runtime`].
+    pub fn teacher(
         &self,
         vocabulary: usize,
         sequence: usize,
@@ -123,18 +133,19 @@ pub fn prepare(
     {
         return Err(TrainError::OwnTokenizer { problem });
     }
-    let (teacher_model, teacher_config) = match (&recipe.teacher, &paths.teacher) {
-        (Some(teacher), Some(path)) => {
-            let theirs = read_tokenizer(path)?;
-            if let Some(problem) = difference(&tokenizer, &theirs) {
-                return Err(TrainError::Tokenizers { problem });
-            }
-            let config = read_config(path)?;
-            covers("teacher", &config, &tokenizer)?;
-            (Some(TeacherModel::load(path, teacher.local.engine, device)?), Some(config))
+    check_teacher_tokenizer(paths, &tokenizer)?;
+    let (mut teacher_model, mut teacher_config) = (None, None);
+    if let (Some(teacher), Some(path)) = (&recipe.teacher, &paths.teacher)
+        && let Some(local) = teacher.local()
+    {
+        let config = read_config(path)?;
+        covers("teacher", &config, &tokenizer)?;
+        teacher_config = Some(config);
+        // What it says may be known already: then its weights are not needed.
+        if teacher.signal.is_none() {
+            teacher_model = Some(TeacherModel::load(path, local.engine, device)?);
         }
-        _ => (None, None),
-    };
+    }
     let teacher_config = teacher_config.as_ref();
     let student = student_config(recipe, paths, teacher_config, |new| new_config(new, &tokenizer))?;
     check_shape(recipe, &student)?;
@@ -158,6 +169,23 @@ pub fn prepare(
         student,
         teacher_model,
     })
+}
+
+/// Holds the teacher's tokenizer, where it is at hand, against the student's.
+///
+/// # Errors
+/// [`TrainError::Tokenizers`] if they differ; [`TrainError::Data`].
+pub fn check_teacher_tokenizer(
+    paths: &LocalPaths,
+    tokenizer: &TextTokenizer,
+) -> Result<(), TrainError> {
+    let Some(path) = paths.teacher.as_ref().or(paths.teacher_tokenizer.as_ref()) else {
+        return Ok(());
+    };
+    match difference(tokenizer, &read_tokenizer(path)?) {
+        Some(problem) => Err(TrainError::Tokenizers { problem }),
+        None => Ok(()),
+    }
 }
 
 /// Tokenizer and data alone, for a look at them.
@@ -411,6 +439,7 @@ pub fn named_tokenizer(recipe: &Recipe, paths: &LocalPaths) -> Result<TextTokeni
     let named = match &recipe.student.tokenizer {
         TokenizerChoice::From(_) => &paths.tokenizer,
         TokenizerChoice::Student => &paths.student,
+        TokenizerChoice::Teacher if paths.teacher.is_none() => &paths.teacher_tokenizer,
         TokenizerChoice::Teacher => &paths.teacher,
         TokenizerChoice::Train { .. } => &None,
     };

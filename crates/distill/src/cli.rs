@@ -28,6 +28,9 @@ pub enum Command {
     Schema,
     /// Show the tokens and the loss mask of real samples.
     Preview(Preview),
+    /// Ask a remote teacher, look into what it has said, or be one.
+    #[command(subcommand)]
+    Teacher(TeacherCommand),
     /// Export a run again.
     Export(RunDirectory),
     /// Put a finished model on the grid without training it.
@@ -88,6 +91,50 @@ pub struct Preview {
     /// Samples to show.
     #[arg(long, default_value_t = 1)]
     pub samples: usize,
+}
+
+/// `distill teacher`.
+#[derive(Debug, Subcommand)]
+pub enum TeacherCommand {
+    /// Look whether the servers of a recipe can be believed, before anything is paid for.
+    Probe(Recipe),
+    /// Ask about every sequence that a recipe will train on, without training.
+    Cache(Recipe),
+    /// Say what a cache holds and what it was made with.
+    Inspect(CacheDirectory),
+    /// Read a whole cache and hold it against its hashes.
+    Verify(CacheDirectory),
+    /// Take the signals of other caches into one, if they were made alike.
+    Merge(Merge),
+    /// Write a cache as Parquet: a row for each token of each position.
+    Export(CacheExport),
+}
+
+/// A cache of signals on disk.
+#[derive(Args, Debug)]
+pub struct CacheDirectory {
+    /// Its directory, e.g. `checkpoints/teacher/0f3a…`.
+    pub cache: PathBuf,
+}
+
+/// `distill teacher merge`.
+#[derive(Args, Debug)]
+pub struct Merge {
+    /// The cache that grows.
+    pub into: PathBuf,
+    /// Caches whose signals are taken; they stay as they are.
+    #[arg(required = true)]
+    pub from: Vec<PathBuf>,
+}
+
+/// `distill teacher export`.
+#[derive(Args, Debug)]
+pub struct CacheExport {
+    /// The cache.
+    pub cache: PathBuf,
+    /// The Parquet file.
+    #[arg(long)]
+    pub out: PathBuf,
 }
 
 /// A run on disk.

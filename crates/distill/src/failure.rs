@@ -16,6 +16,9 @@ pub enum Failure {
     /// Training or its preparation failed.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// A teacher was not heard, or what is kept of it is not right.
+    #[error(transparent)]
+    Teacher(#[from] distill_teacher::TeacherError),
     /// A download failed or the id is wrong.
     #[error(transparent)]
     Hub(#[from] crate::hub::HubError),
@@ -90,6 +93,7 @@ impl Failure {
         let is_input = match self {
             Self::Recipe(_) | Self::NotARun { .. } | Self::Usage(_) => true,
             Self::Train(error) => error.is_input(),
+            Self::Teacher(error) => error.is_input(),
             Self::Hub(error) => error.is_input(),
             Self::Edge(error) => error.is_input(),
             Self::Eval(error) => error.is_input(),

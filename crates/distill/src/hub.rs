@@ -57,15 +57,15 @@ impl Models {
             StudentInit::From(model) => Some(self.model(model, Want::Model)?),
             StudentInit::Config(_) | StudentInit::KeepLayers(_) => None,
         };
-        let teacher = match &recipe.teacher {
-            Some(teacher) => Some(self.model(&teacher.local.model, Want::Model)?),
+        let teacher = recipe.teacher.as_ref().and_then(|teacher| teacher.local());
+        let teacher = teacher.map(|local| self.model(&local.model, Want::Model)).transpose()?;
+        let remote = recipe.teacher.as_ref().and_then(|teacher| teacher.remote());
+        let teacher_tokenizer = match remote.and_then(|remote| remote.tokenizer.as_ref()) {
+            Some(place) => Some(self.tokenizer(place)?),
             None => None,
         };
         let tokenizer = match &recipe.student.tokenizer {
-            TokenizerChoice::From(place) => {
-                let model = ModelRef { from: place.clone(), revision: MAIN.to_owned() };
-                Some(self.model(&model, Want::Tokenizer)?)
-            }
+            TokenizerChoice::From(place) => Some(self.tokenizer(place)?),
             _ => None,
         };
         let mut sources = Vec::new();
@@ -79,7 +79,21 @@ impl Models {
                 prompts.extend(self.text(source)?);
             }
         }
-        Ok(LocalPaths { student, teacher, tokenizer, sources, writer, prompts, samples: None })
+        Ok(LocalPaths {
+            student,
+            teacher,
+            teacher_tokenizer,
+            tokenizer,
+            sources,
+            writer,
+            prompts,
+            samples: None,
+        })
+    }
+
+    fn tokenizer(&self, place: &str) -> Result<PathBuf, HubError> {
+        let model = ModelRef { from: place.to_owned(), revision: MAIN.to_owned() };
+        self.model(&model, Want::Tokenizer)
     }
 
     /// The files of a source.

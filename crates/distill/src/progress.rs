@@ -3,9 +3,13 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use distill_teacher::Asked;
 use distill_train::generate::Written;
 use distill_train::{Observer, Record};
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// Where there is no terminal, a bar writes a line this often.
+const LINE: Duration = Duration::from_secs(30);
 
 /// A line that says what is being done.
 pub fn spinner(message: &str) -> ProgressBar {
@@ -107,6 +111,49 @@ impl Drop for TrainingBar {
     }
 }
 
+/// The bar of asking a teacher: sequences, tokens a second, what went wrong, time left.
+pub struct TeachingBar {
+    bar: ProgressBar,
+    begun: Instant,
+    line: Instant,
+    /// Tokens that earlier runs had sent.
+    before: Option<u64>,
+}
+
+impl TeachingBar {
+    /// A bar that learns of how many sequences later.
+    pub fn new() -> Self {
+        let bar = ProgressBar::new(0);
+        bar.set_style(style("asking the teacher {bar:32} {pos}/{len} {msg} {eta} left"));
+        let now = Instant::now();
+        Self { bar, begun: now, line: now, before: None }
+    }
+
+    /// So far it has come.
+    pub fn show(&mut self, asked: &Asked) {
+        let before = *self.before.get_or_insert(asked.tokens);
+        let speed = (asked.tokens - before) as f64 / self.begun.elapsed().as_secs_f64().max(1e-3);
+        let again = match asked.retries {
+            0 => String::new(),
+            retries => format!(" · {retries} tried again"),
+        };
+        let message = format!("{speed:.0} tok/s{again} ·");
+        self.bar.set_length(asked.of as u64);
+        self.bar.set_position(asked.texts as u64);
+        if self.bar.is_hidden() && self.line.elapsed() > LINE {
+            eprintln!("asking the teacher: {}/{} {message}", asked.texts, asked.of);
+            self.line = Instant::now();
+        }
+        self.bar.set_message(message);
+    }
+}
+
+impl Drop for TeachingBar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 /// The bar of generated text: tokens, tokens a second, time left.
 pub struct GenerationBar {
     bar: ProgressBar,
@@ -133,7 +180,7 @@ impl GenerationBar {
         let speed = drawn as f64 / self.begun.elapsed().as_secs_f64();
         self.bar.set_message(format!("· {speed:.0} tok/s ·"));
         self.bar.set_position(position);
-        if self.bar.is_hidden() && self.line.elapsed() > Duration::from_secs(30) {
+        if self.bar.is_hidden() && self.line.elapsed() > LINE {
             self.line = Instant::now();
             eprintln!("{position} of {} tokens, {speed:.0} tok/s", self.tokens);
         }

@@ -81,8 +81,12 @@ impl Resolver<'_> {
             let others = super::place(&written.max_log_prob, "the greatest");
             self.push(ProblemKind::GenerateLogProbs { min, max }, place.span(), &others);
         }
-        let teacher = recipe.teacher.as_ref().map(|teacher| &teacher.value().local);
+        let teacher = recipe.teacher.as_ref().and_then(|teacher| teacher.value().local.as_ref());
+        let teacher = teacher.map(Written::value);
         let student = recipe.student.value();
+        if let (None, None) = (&written.from, &student.from) {
+            self.needs_weights(recipe, table.span(), "[data.generate] without `from`");
+        }
         let model = match (&written.from, teacher, &student.from) {
             (Some(from), _, _) => model_ref(from, &written.revision),
             (None, Some(teacher), _) => model_ref(&teacher.from, &teacher.revision),

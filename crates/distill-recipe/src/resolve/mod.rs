@@ -3,6 +3,7 @@
 
 mod data;
 mod student;
+mod teacher;
 mod train;
 
 use std::ops::Range;

@@ -1,13 +1,18 @@
-//! `[student]` and `[teacher]`.
+//! `[student]`.
+
+use std::ops::Range;
 
 use super::{BLOCK, Resolver, model_ref, or, place};
 use crate::defaults;
-use crate::problem::ProblemKind;
+use crate::problem::{ProblemKind, TeacherProblem};
 use crate::raw::{self, Written};
 use crate::resolved::{
-    ActivationGrid, Engine, LocalTeacher, NewModel, Quantize, Student, StudentInit, Teacher,
-    TokenizerChoice, WeightGrid,
+    ActivationGrid, NewModel, Quantize, Student, StudentInit, TokenizerChoice, WeightGrid,
 };
+
+fn remote(recipe: &raw::Recipe) -> Option<&Written<raw::RemoteTeacher>> {
+    recipe.teacher.as_ref()?.value().remote.as_ref()
+}
 
 impl Resolver<'_> {
     pub(super) fn student(
@@ -45,7 +50,27 @@ impl Resolver<'_> {
                 return None;
             }
         };
+        let remote = remote(recipe);
+        if let (TokenizerChoice::Teacher, Some(remote)) = (&tokenizer, remote)
+            && remote.value().tokenizer.is_none()
+        {
+            let kind = ProblemKind::Teacher(TeacherProblem::NoTokenizer);
+            self.push(kind, remote.span(), &[]);
+        }
         Some(Student { init, tokenizer })
+    }
+
+    /// Refuses what only a teacher of which there are weights can do.
+    pub(super) fn needs_weights(
+        &mut self,
+        recipe: &raw::Recipe,
+        span: Range<usize>,
+        what: &'static str,
+    ) {
+        if let Some(remote) = remote(recipe) {
+            let kind = ProblemKind::Teacher(TeacherProblem::NoWeights { what });
+            self.push(kind, span, &[(remote.span(), "remote")]);
+        }
     }
 
     pub(super) fn student_init(
@@ -68,6 +93,7 @@ impl Resolver<'_> {
                     let kind = ProblemKind::KeepLayersOrder { previous, next };
                     self.push(kind, layers.span(), &[]);
                 }
+                self.needs_weights(recipe, layers.span(), "`keep_layers`");
                 Some(StudentInit::KeepLayers(layers.value().clone()))
             }
             (from, config, layers) => {
@@ -194,18 +220,5 @@ impl Resolver<'_> {
             max_position_embeddings: positions,
             tie_word_embeddings: or(&written.tie_word_embeddings, defaults::TIE_WORD_EMBEDDINGS),
         })
-    }
-
-    pub(super) fn teacher(&mut self, recipe: &raw::Recipe) -> Option<Teacher> {
-        let written = &recipe.teacher.as_ref()?.value().local;
-        let engine = or(&written.engine, defaults::ENGINE);
-        if let (Engine::Runtime, Some(place)) = (engine, &written.engine)
-            && !written.from.value().ends_with(".gguf")
-        {
-            let others = [(written.from.span(), "no `.gguf` file")];
-            self.push(ProblemKind::EngineNeedsGguf, place.span(), &others);
-        }
-        let model = model_ref(&written.from, &written.revision);
-        Some(Teacher { local: LocalTeacher { model, engine } })
     }
 }

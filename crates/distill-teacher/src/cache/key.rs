@@ -37,12 +37,6 @@ impl Key {
         Self(key)
     }
 
-    /// A number that follows from the key, for what is drawn.
-    #[must_use]
-    pub fn seed(&self) -> u64 {
-        u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|i| self.0[i]))
-    }
-
     /// A name for a set of keys that depends on their order.
     #[must_use]
     pub(crate) fn of_all<'a>(keys: impl IntoIterator<Item = &'a Self>) -> Self {
@@ -77,6 +71,13 @@ pub struct Query {
 }
 
 impl Query {
+    /// Decides what is drawn for it; its positions count from 0.
+    #[must_use]
+    pub fn seed(&self, key: Key) -> u64 {
+        let number = u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|i| key.0[i]));
+        number ^ self.start as u64
+    }
+
     /// Positions, one fewer than tokens.
     #[must_use]
     pub fn positions(&self) -> usize {

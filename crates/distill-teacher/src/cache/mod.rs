@@ -159,11 +159,18 @@ impl Cache {
     /// # Errors
     /// [`TeacherError::Damaged`] of the first shard that is not as it was written.
     pub fn verify(&self) -> Result<CacheStatistics, TeacherError> {
-        let mut all = CacheStatistics { shards: self.shards.len(), ..CacheStatistics::default() };
-        for shard in &self.shards {
-            shard.verify()?;
-            all.bytes += shard.bytes_on_disk();
-        }
+        self.shards.iter().try_for_each(Shard::verify)?;
+        self.statistics()
+    }
+
+    /// Counts what it holds.
+    ///
+    /// # Errors
+    /// [`TeacherError::Damaged`] of a signal that cannot be read.
+    pub fn statistics(&self) -> Result<CacheStatistics, TeacherError> {
+        let bytes = self.shards.iter().map(Shard::bytes_on_disk).sum();
+        let shards = self.shards.len();
+        let mut all = CacheStatistics { shards, bytes, ..CacheStatistics::default() };
         for key in self.keys() {
             if let Some(signal) = self.get(key)? {
                 all.texts += 1;

@@ -23,7 +23,7 @@ use distill_data::Sequence;
 
 use crate::cache::{Key, Query, Writer, encode_signal, queries};
 use crate::error::TeacherError;
-use crate::protocol::{Protocol, Scored, check};
+use crate::protocol::{Protocol, Rows, Scored, check};
 use crate::signal::{Choice, Signal, Spec};
 use endpoint::{Endpoint, Failure};
 use pace::Pace;
@@ -185,6 +185,17 @@ impl Client {
             stop: AtomicBool::new(false),
             options,
         })
+    }
+
+    /// Whether the servers may give each token the row of another.
+    #[must_use]
+    pub fn may_be_shifted(&self) -> bool {
+        self.protocol.may_be_shifted()
+    }
+
+    /// Which rows belong to a token.
+    pub fn set_rows(&mut self, rows: Rows) {
+        self.protocol.set_rows(rows);
     }
 
     /// Tokens that exist.
@@ -463,8 +474,7 @@ impl Client {
         let mut signal = Signal::new(spec.choice.kind());
         let (mut tokens, mut positions, mut silent) = (0, 0, 0);
         for query in queries(&job.sequence) {
-            let seed = job.key.seed() ^ query.start as u64;
-            let scored = self.ask_at(endpoint, &query, spec, seed)?;
+            let scored = self.ask_at(endpoint, &query, spec, query.seed(job.key))?;
             while signal.positions() < query.start {
                 signal.push([]);
             }

@@ -6,6 +6,7 @@
 use serde::Deserialize;
 use serde_json::json;
 
+use super::vllm::other_length;
 use super::{Misread, Protocol, Request, Scored, parse, ranked, top_k};
 use crate::cache::Query;
 use crate::signal::Spec;
@@ -63,12 +64,7 @@ impl Protocol for LlamaServer {
         for (position, reply) in wanted(query).zip(replies) {
             let reply: Reply = parse(reply)?;
             if let Some(read) = reply.tokens_evaluated.filter(|&read| read != position + 1) {
-                return Err(format!(
-                    "it has read {read} tokens, {} were sent: a beginning-of-sequence token was \
-                     added, or the text cut",
-                    position + 1
-                )
-                .into());
+                return Err(other_length(read, position + 1));
             }
             let row = reply.completion_probabilities.into_iter().next();
             let row = row.and_then(|generated| generated.top_logprobs).ok_or(

@@ -92,6 +92,14 @@ pub trait Protocol: Send + Sync {
     /// [`Misread`].
     fn read(&self, query: &Query, spec: &Spec, replies: &[Vec<u8>]) -> Result<Scored, Misread>;
 
+    /// Whether a server may give each token the row of another, as [`Protocol::set_rows`] then says.
+    fn may_be_shifted(&self) -> bool {
+        false
+    }
+
+    /// Which rows belong to a token.
+    fn set_rows(&mut self, _rows: Rows) {}
+
     /// Whether each position has as many entries as were asked for. Tokens that come as text may lack
     /// some.
     fn is_complete(&self) -> bool {
@@ -101,12 +109,7 @@ pub trait Protocol: Send + Sync {
 
 /// The protocol of that name, for the model that the server calls `model`.
 #[must_use]
-pub fn protocol(
-    name: Name,
-    model: &str,
-    vocabulary: Arc<Vocabulary>,
-    rows: Rows,
-) -> Box<dyn Protocol> {
+pub fn protocol(name: Name, model: &str, vocabulary: Arc<Vocabulary>) -> Box<dyn Protocol> {
     let model = model.to_owned();
     match name {
         Name::Distill => Box::new(native::Native { model }),
@@ -114,8 +117,8 @@ pub fn protocol(
         Name::Sglang => Box::new(sglang::Sglang),
         Name::Trl => Box::new(trl::Trl),
         Name::LlamaServer => Box::new(llama_server::LlamaServer),
-        Name::Openai => Box::new(openai::OpenAi { model, vocabulary, rows: Rows::BeforeToken }),
-        Name::LlamaCppPython => Box::new(openai::OpenAi { model, vocabulary, rows }),
+        Name::Openai => Box::new(openai::OpenAi::new(model, vocabulary, false)),
+        Name::LlamaCppPython => Box::new(openai::OpenAi::new(model, vocabulary, true)),
     }
 }
 

@@ -89,9 +89,16 @@ const MUST_AGREE: usize = 8;
 const LOST: char = '\u{fffd}';
 
 pub(super) struct OpenAi {
-    pub(super) model: String,
-    pub(super) vocabulary: Arc<Vocabulary>,
-    pub(super) rows: Rows,
+    model: String,
+    vocabulary: Arc<Vocabulary>,
+    may_be_shifted: bool,
+    rows: Rows,
+}
+
+impl OpenAi {
+    pub(super) fn new(model: String, vocabulary: Arc<Vocabulary>, may_be_shifted: bool) -> Self {
+        Self { model, vocabulary, may_be_shifted, rows: Rows::BeforeToken }
+    }
 }
 
 #[derive(Deserialize)]
@@ -174,5 +181,13 @@ impl Protocol for OpenAi {
 
     fn is_complete(&self) -> bool {
         false
+    }
+
+    fn may_be_shifted(&self) -> bool {
+        self.may_be_shifted
+    }
+
+    fn set_rows(&mut self, rows: Rows) {
+        self.rows = rows;
     }
 }

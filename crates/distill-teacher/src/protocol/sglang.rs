@@ -7,7 +7,7 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use super::vllm::{behind_the_first_null, differing_ids};
+use super::vllm::{behind_the_first_null, differing_ids, other_length};
 use super::{Misread, Protocol, Request, Scored, only, parse, ranked, top_k};
 use crate::cache::Query;
 use crate::signal::Spec;
@@ -21,6 +21,7 @@ struct Reply {
 
 #[derive(Deserialize)]
 struct MetaInfo {
+    prompt_tokens: Option<usize>,
     input_token_logprobs: Vec<(Option<f32>, u32, Option<String>)>,
     input_top_logprobs: Vec<Option<Vec<(f32, u32, Option<String>)>>>,
 }
@@ -39,6 +40,9 @@ impl Protocol for Sglang {
 
     fn read(&self, query: &Query, spec: &Spec, replies: &[Vec<u8>]) -> Result<Scored, Misread> {
         let Reply { meta_info } = parse(only(replies)?)?;
+        if let Some(read) = meta_info.prompt_tokens.filter(|&read| read != query.tokens.len()) {
+            return Err(other_length(read, query.tokens.len()));
+        }
         let echoed: Vec<u32> = meta_info.input_token_logprobs.iter().map(|row| row.1).collect();
         if echoed != query.tokens {
             return Err(differing_ids(&query.tokens, &echoed));

@@ -28,7 +28,7 @@ fn vocabulary() -> Arc<Vocabulary> {
 }
 
 fn ask(name: Name) -> Box<dyn Protocol> {
-    protocol(name, "m", vocabulary(), Rows::BeforeToken)
+    protocol(name, "m", vocabulary())
 }
 
 fn bytes(value: &Value) -> Vec<u8> {
@@ -363,7 +363,9 @@ mod openai {
     #[test]
     fn rows_after_a_token_are_those_of_the_next() {
         let tokens = tokens();
-        let protocol = protocol(Name::LlamaCppPython, "m", vocabulary(), Rows::AfterToken);
+        let mut protocol = ask(Name::LlamaCppPython);
+        assert!(protocol.may_be_shifted() && !ask(Name::Openai).may_be_shifted());
+        protocol.set_rows(Rows::AfterToken);
         let mut reply = reply(&tokens);
         let rows = reply["choices"][0]["logprobs"]["top_logprobs"].as_array_mut().unwrap();
         rows.rotate_left(1);

@@ -21,6 +21,12 @@ pub(super) struct Vllm {
 #[derive(Deserialize)]
 struct Reply {
     choices: Vec<Choice>,
+    usage: Option<Usage>,
+}
+
+#[derive(Deserialize)]
+struct Usage {
+    prompt_tokens: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -54,6 +60,10 @@ impl Protocol for Vllm {
 
     fn read(&self, query: &Query, spec: &Spec, replies: &[Vec<u8>]) -> Result<Scored, Misread> {
         let reply: Reply = parse(only(replies)?)?;
+        let read = reply.usage.and_then(|usage| usage.prompt_tokens);
+        if let Some(read) = read.filter(|&read| read != query.tokens.len()) {
+            return Err(other_length(read, query.tokens.len()));
+        }
         let [choice] = <[Choice; 1]>::try_from(reply.choices)
             .map_err(|choices| format!("it has {} choices, not one", choices.len()))?;
         if let Some(echoed) = choice.prompt_token_ids.filter(|echoed| *echoed != query.tokens) {
@@ -104,6 +114,15 @@ pub(super) fn behind_the_first_null<T>(
     }
     let number = |index: usize| format!("token {} has no log-probabilities", index + 1);
     rows.enumerate().map(|(index, row)| row.ok_or_else(|| number(index).into())).collect()
+}
+
+/// A server has read more or fewer tokens than it was sent.
+pub(super) fn other_length(read: usize, sent: usize) -> Misread {
+    format!(
+        "it has read {read} tokens, {sent} were sent: a beginning-of-sequence token was added, or the \
+         text cut"
+    )
+    .into()
 }
 
 /// Says where the ids that a server has read are not those that were sent.

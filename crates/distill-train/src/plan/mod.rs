@@ -27,7 +27,7 @@ pub use time::Time;
 use crate::TrainError;
 use crate::loss::Distillation;
 use crate::prepare::{
-    self, LocalPaths, check_shape, difference, named_tokenizer, read_tokenizer, shape_of,
+    self, LocalPaths, check_shape, check_teacher_tokenizer, named_tokenizer, shape_of,
     student_config,
 };
 
@@ -68,11 +68,7 @@ impl Shapes {
             TokenizerChoice::Train { vocab_size } => vocab_size,
             _ => {
                 let tokenizer = named_tokenizer(recipe, paths)?;
-                if let Some(path) = &paths.teacher
-                    && let Some(problem) = difference(&tokenizer, &read_tokenizer(path)?)
-                {
-                    return Err(TrainError::Tokenizers { problem });
-                }
+                check_teacher_tokenizer(paths, &tokenizer)?;
                 tokenizer.vocab_size()
             }
         };
@@ -81,8 +77,9 @@ impl Shapes {
         let student =
             student_config(recipe, paths, teacher.as_ref(), |new| shape_of(new, vocabulary))?;
         check_shape(recipe, &student)?;
-        let teacher_file = match (&recipe.teacher, &paths.teacher) {
-            (Some(teacher), Some(path)) if teacher.local.engine == Engine::Runtime => {
+        let local = recipe.teacher.as_ref().and_then(|teacher| teacher.local());
+        let teacher_file = match (local, &paths.teacher) {
+            (Some(local), Some(path)) if local.engine == Engine::Runtime => {
                 let source = |source| TrainError::Io {
                     action: "reading the size of",
                     path: path.clone(),
@@ -167,10 +164,12 @@ impl<'a> Workload<'a> {
             .flatten()
             .map(|model| model.vocab_size)
             .fold(usize::MAX, usize::min);
+        // Then what it has said is read from disk, step by step.
+        let asked = recipe.teacher.as_ref().is_some_and(|teacher| teacher.signal.is_some());
         Self {
             student: &shapes.student,
-            teacher: shapes.teacher.as_ref(),
-            teacher_file: shapes.teacher_file.as_ref(),
+            teacher: shapes.teacher.as_ref().filter(|_| !asked),
+            teacher_file: shapes.teacher_file.as_ref().filter(|_| !asked),
             cut: matches!(recipe.student.init, StudentInit::KeepLayers(_)),
             // A model that has fewer rows is refused when it is read.
             vocabulary: rows.min(shapes.vocabulary),
@@ -272,11 +271,12 @@ impl Plan {
             (recipe.backend == Backend::Flex).then(|| MemoryPlan::new(&work, baseline, available));
         let step_tokens = (work.accumulation * work.tokens()) as u64;
         let steps = recipe.train.steps as u64;
+        let local = recipe.teacher.as_ref().and_then(|teacher| teacher.local());
         let trained_on = text.tokens as f64 * (1.0 - recipe.data.held_out);
         Ok(Self {
             student_parameters: shapes.student.parameters() as u64,
             teacher_parameters: shapes.teacher.as_ref().map(|t| t.parameters() as u64),
-            teacher_engine: recipe.teacher.as_ref().map(|teacher| teacher.local.engine),
+            teacher_engine: local.map(|local| local.engine),
             epochs: (steps * step_tokens) as f64 / trained_on.max(1.0),
             text,
             steps,

@@ -13,6 +13,7 @@ mod profile;
 mod quantize;
 mod report;
 mod run;
+mod teacher;
 mod verify;
 
 use crate::cli::Command;
@@ -26,6 +27,7 @@ pub fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Schema => check::schema(),
         Command::Plan(args) => plan::plan(&args),
         Command::Preview(args) => preview::preview(&args),
+        Command::Teacher(command) => teacher::teacher(&command),
         Command::Export(args) => export::command(&args),
         Command::Quantize(args) => quantize::quantize(&args),
         Command::Verify(args) => verify::command(&args),

@@ -53,7 +53,11 @@ fn on_this_thread(args: &cli::Run) -> Result<(), Failure> {
     let bar = spinner("reading models and data");
     let prepared = prepare::prepare(&recipe, &paths, &run, &device, &mut |_| bar.tick());
     bar.finish_and_clear();
-    let prepared = prepared?;
+    let mut prepared = prepared?;
+    prepared.teacher = match super::teacher::ask(&recipe, &paths, &prepared, &device)? {
+        Some(teacher) => Some(Box::new(teacher)),
+        None => prepared.teacher,
+    };
     if recipe.export.gguf {
         // Better now than after all training.
         let directory = run.join("tokenizer");

@@ -16,7 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("distill-data", &["distill-gguf"]),
     ("distill-edge", &["distill-quant", "distill-gguf"]),
     ("distill-export", &["distill-quant", "distill-gguf", "distill-edge"]),
-    ("distill-teacher", &["distill-data", "distill-gguf"]),
+    ("distill-teacher", &["distill-data", "distill-gguf", "distill-edge"]),
     ("distill-ops", &["distill-quant"]),
     ("distill-models", &["distill-quant", "distill-gguf", "distill-ops"]),
     ("distill-eval", &["distill-models", "distill-data", "distill-edge", "distill-quant"]),

@@ -21,7 +21,7 @@ pub fn choose(logits: &[f32], spec: &Spec, seed: u64, stream: u64) -> Vec<(u32, 
 }
 
 /// ln Σ e^(z/T).
-fn log_sum(logits: &[f32], temperature: f64) -> f64 {
+pub(crate) fn log_sum(logits: &[f32], temperature: f64) -> f64 {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let scale = 1.0 / temperature;
     let largest = f64::from(largest) * scale;

@@ -165,6 +165,26 @@ pub enum TeacherError {
         /// Sequences that were missing.
         of: usize,
     },
+    /// A server that others can reach, and that asks for no key.
+    #[error(
+        "{address} can be reached from elsewhere, and there is no API key: set `--api-key-env` to a \
+         variable that holds one, or listen on 127.0.0.1"
+    )]
+    Open {
+        /// Where it would listen.
+        address: std::net::SocketAddr,
+    },
+    /// A server cannot listen.
+    #[error("{address}: cannot listen there: {source}")]
+    Listen {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The edge runtime has failed.
+    #[error("the teacher in the edge runtime: {0}")]
+    Runtime(distill_edge::EdgeError),
     /// Asking was ended from outside.
     #[error("stopped; what has come is kept, and the same command goes on from there")]
     Stopped,
@@ -176,7 +196,11 @@ impl TeacherError {
     pub fn is_input(&self) -> bool {
         matches!(
             self,
-            Self::Differs { .. } | Self::NoCache { .. } | Self::Address { .. } | Self::NoKey { .. }
+            Self::Differs { .. }
+                | Self::NoCache { .. }
+                | Self::Address { .. }
+                | Self::NoKey { .. }
+                | Self::Open { .. }
         )
     }
 }

@@ -12,6 +12,7 @@ mod error;
 pub mod parquet;
 mod probe;
 pub mod protocol;
+pub mod serve;
 mod signal;
 
 pub use cache::{

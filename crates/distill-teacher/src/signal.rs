@@ -122,6 +122,15 @@ pub enum Choice {
 }
 
 impl Choice {
+    /// What sampled values are shares of; 1 where nothing is drawn.
+    #[must_use]
+    pub fn draws(&self) -> u32 {
+        match self {
+            Self::TopK { .. } => 1,
+            Self::Sampled { draws, .. } => *draws,
+        }
+    }
+
     /// The kind of signal that this gives.
     #[must_use]
     pub fn kind(&self) -> Kind {

@@ -108,6 +108,45 @@ pub enum TeacherCommand {
     Merge(Merge),
     /// Write a cache as Parquet: a row for each token of each position.
     Export(CacheExport),
+    /// Serve a model to other machines: OpenAI's routes, and one for signals.
+    Serve(Serve),
+}
+
+/// `distill teacher serve`.
+#[derive(Args, Debug)]
+pub struct Serve {
+    /// The model: a `.gguf` file, a Hugging Face directory, or a hub id.
+    pub model: String,
+    /// What clients call it; by default as it is named here.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Where to listen. Anything but a loopback address needs a key.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: std::net::IpAddr,
+    /// The port; 0 takes a free one.
+    #[arg(long, default_value_t = 8000)]
+    pub port: u16,
+    /// The environment variable with the key that clients must send.
+    #[arg(long, value_name = "VARIABLE")]
+    pub api_key_env: Option<String>,
+    /// Tokens of a text, with what is generated; 0 is the model's own context.
+    #[arg(long, default_value_t = 2048, value_parser = tokens)]
+    pub context: usize,
+    /// Requests that may wait; who comes then is asked to come back.
+    #[arg(long, default_value_t = 64, value_parser = count)]
+    pub queue: usize,
+    /// Seconds that a request may take, waiting included.
+    #[arg(long, default_value_t = 300.0)]
+    pub timeout_s: f64,
+    /// The largest request, in megabytes.
+    #[arg(long, default_value_t = 4, value_parser = count)]
+    pub body_mb: usize,
+    /// Threads.
+    #[arg(long, default_value_t = crate::hardware::threads(), value_parser = threads)]
+    pub threads: usize,
+    /// What the linears read; by default what the file was trained for.
+    #[arg(long, value_enum)]
+    pub activations: Option<Activations>,
 }
 
 /// A cache of signals on disk.

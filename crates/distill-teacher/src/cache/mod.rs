@@ -26,7 +26,7 @@ pub use block::{decode as decode_signal, encode as encode_signal};
 pub use key::{Key, Query, queries};
 
 use crate::error::TeacherError;
-use crate::signal::{Choice, Signal};
+use crate::signal::Signal;
 use journal::Journal;
 use shard::{EXTENSION, Shard, write_whole};
 
@@ -128,7 +128,7 @@ impl Cache {
     pub fn get(&self, key: Key) -> Result<Option<Signal>, TeacherError> {
         let Some(&(shard, place)) = self.places.get(&key) else { return Ok(None) };
         let shard = &self.shards[shard];
-        let signal = block::decode(shard.block(place), draws(&self.about)).map_err(|problem| {
+        let signal = block::decode(shard.block(place), self.about.signal.choice.draws()).map_err(|problem| {
             TeacherError::Damaged {
                 path: shard.path().to_path_buf(),
                 problem: format!("text {key}: {problem}"),
@@ -240,14 +240,6 @@ fn tidy(path: &Path) -> Result<(), TeacherError> {
     Ok(())
 }
 
-/// What sampled values are shares of.
-fn draws(about: &About) -> u32 {
-    match about.signal.choice {
-        Choice::Sampled { draws, .. } => draws,
-        Choice::TopK { .. } => 1,
-    }
-}
-
 fn lock(path: &Path) -> Result<File, TeacherError> {
     let io = |source| TeacherError::Io { path: path.to_path_buf(), action: "write into", source };
     std::fs::create_dir_all(path).map_err(io)?;
@@ -342,7 +334,7 @@ impl Writer {
         if most > block::MOST_ENTRIES || largest > block::LARGEST_TOKEN {
             return Err(TeacherError::Unstorable { entries: most, token: largest });
         }
-        self.put_block(key, block::encode(signal, draws(&self.cache.about)))
+        self.put_block(key, block::encode(signal, self.cache.about.signal.choice.draws()))
     }
 
     /// [`Writer::put`] of a signal that is bytes already.

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::signal::{Kind, Spec};
+use crate::signal::{Choice, Kind, Spec};
 
 fn about() -> About {
     let signal = Spec { choice: Choice::TopK { k: 4 }, temperature: 1.0 };

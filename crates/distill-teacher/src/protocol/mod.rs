@@ -193,9 +193,11 @@ fn only(replies: &[Vec<u8>]) -> Result<&[u8], Misread> {
 }
 
 /// Sorts by rank, or else by value, and keeps the first `k`: servers add the token that follows to the
-/// top-k, as one more entry where it is not among them.
+/// top-k, as one more entry where it is not among them. A rank beyond k tells which that is, even where
+/// the server gives fewer than k.
 fn ranked(mut entries: Vec<(Option<u64>, u32, f32)>, k: usize) -> Vec<(u32, f32)> {
     let by_rank = entries.iter().all(|entry| entry.0.is_some());
+    entries.retain(|entry| entry.0.is_none_or(|rank| rank <= k as u64));
     entries.sort_by(|a, b| match by_rank {
         true => a.0.cmp(&b.0).then(b.2.total_cmp(&a.2)),
         false => b.2.total_cmp(&a.2).then(a.1.cmp(&b.1)),

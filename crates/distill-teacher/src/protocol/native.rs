@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Misread, Protocol, Request, Scored, only};
 use crate::cache::{Query, decode_signal};
-use crate::signal::{Choice, Spec};
+use crate::signal::Spec;
 
 /// Where signals are asked for.
 pub const SIGNALS_PATH: &str = "/v1/signals";
@@ -46,11 +46,7 @@ impl Protocol for Native {
     }
 
     fn read(&self, query: &Query, spec: &Spec, replies: &[Vec<u8>]) -> Result<Scored, Misread> {
-        let draws = match spec.choice {
-            Choice::Sampled { draws, .. } => draws,
-            Choice::TopK { .. } => 1,
-        };
-        let signal = decode_signal(only(replies)?, draws)?;
+        let signal = decode_signal(only(replies)?, spec.choice.draws())?;
         if signal.kind() != spec.choice.kind() || signal.positions() != query.positions() {
             return Err("it is a signal of another kind or another text".into());
         }

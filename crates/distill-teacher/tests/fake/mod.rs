@@ -68,6 +68,20 @@ impl Server {
         fault: impl Fn(usize) -> Fault + Send + Sync + 'static,
         answered: impl Fn(&[u32]) + Send + Sync + 'static,
     ) -> Self {
+        Self::answering(address, fault, answered, |request| {
+            let tokens: Vec<u32> = serde_json::from_value(request["prompt"].clone()).expect("ids");
+            reply(&tokens, request["prompt_logprobs"].as_u64().expect("a number") as usize)
+        })
+    }
+
+    /// Likewise, with answers of one's own.
+    pub fn answering(
+        address: &str,
+        fault: impl Fn(usize) -> Fault + Send + Sync + 'static,
+        answered: impl Fn(&[u32]) + Send + Sync + 'static,
+        answer: impl Fn(&Value) -> Value + Send + Sync + 'static,
+    ) -> Self {
+        let answer = Arc::new(answer);
         let listener = TcpListener::bind(address).expect("an address");
         let address = listener.local_addr().expect("bound");
         let seen = Arc::new(Seen::default());
@@ -76,8 +90,9 @@ impl Server {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (seen, fault, answered) = (seen.clone(), fault.clone(), answered.clone());
+                let answer = answer.clone();
                 std::thread::spawn(move || {
-                    let _ = serve(stream, &seen, &*fault, &*answered);
+                    let _ = serve(stream, &seen, &*fault, &*answered, &*answer);
                 });
             }
         });
@@ -90,6 +105,7 @@ fn serve(
     seen: &Seen,
     fault: &dyn Fn(usize) -> Fault,
     answered: &dyn Fn(&[u32]),
+    answer: &dyn Fn(&Value) -> Value,
 ) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut out = stream.try_clone()?;
@@ -119,7 +135,7 @@ fn serve(
         seen.times.lock().unwrap().push(Instant::now());
         let at_work = seen.at_work.fetch_add(1, Ordering::SeqCst) + 1;
         seen.most_at_work.fetch_max(at_work, Ordering::SeqCst);
-        let done = respond(&mut out, &body, fault(number), seen, answered);
+        let done = respond(&mut out, &body, fault(number), seen, answered, answer);
         seen.at_work.fetch_sub(1, Ordering::SeqCst);
         if !done? {
             return Ok(());
@@ -134,6 +150,7 @@ fn respond(
     fault: Fault,
     seen: &Seen,
     answered: &dyn Fn(&[u32]),
+    answer: &dyn Fn(&Value) -> Value,
 ) -> std::io::Result<bool> {
     let mut send = |status: u16, headers: &str, body: &[u8]| {
         let length = body.len();
@@ -155,8 +172,7 @@ fn respond(
     }
     let request: Value = serde_json::from_slice(body).expect("a client sends JSON");
     let tokens: Vec<u32> = serde_json::from_value(request["prompt"].clone()).expect("ids");
-    let k = request["prompt_logprobs"].as_u64().expect("a number") as usize;
-    let reply = serde_json::to_vec(&reply(&tokens, k)).expect("JSON");
+    let reply = serde_json::to_vec(&answer(&request)).expect("JSON");
     if fault == Fault::Half {
         let head = format!("HTTP/1.1 200 x\r\ncontent-length: {}\r\n\r\n", reply.len());
         out.write_all(&[head.as_bytes(), &reply[..reply.len() / 2]].concat())?;

@@ -1,11 +1,15 @@
 //! `distill teacher`: asking, looking into what was said.
 
 use std::path::Path;
+use std::time::Duration;
 
 use burn::tensor::Device;
 use distill_data::TextTokenizer;
+use distill_edge::{LoadOptions, Model};
+use distill_export::{Activations as GgufActivations, GgufOptions, Grid};
 use distill_recipe::Recipe;
-use distill_teacher::{Cache, CacheStatistics, Choice, parquet};
+use distill_teacher::serve::ServeOptions;
+use distill_teacher::{Cache, CacheStatistics, Choice, Secret, parquet};
 use distill_train::teach::{Teaching, budget, client};
 use distill_train::teacher::CachedTeacher;
 use distill_train::{LocalPaths, Prepared, TrainError, prepare};
@@ -25,6 +29,7 @@ pub fn teacher(command: &TeacherCommand) -> Result<(), Failure> {
         TeacherCommand::Verify(args) => verify(&args.cache),
         TeacherCommand::Merge(args) => merge(args),
         TeacherCommand::Export(args) => export(args),
+        TeacherCommand::Serve(args) => serve(args),
     }
 }
 
@@ -167,4 +172,43 @@ fn merge(args: &cli::Merge) -> Result<(), Failure> {
 fn export(args: &cli::CacheExport) -> Result<(), Failure> {
     let rows = parquet::export(&Cache::open_as_it_is(&args.cache)?, &args.out)?;
     put_line!("{rows} rows in {}", args.out.display())
+}
+
+fn serve(args: &cli::Serve) -> Result<(), Failure> {
+    let path = hub::local_model(&args.model)?;
+    // What the runtime does not read is written as a file that it does, in full precision.
+    let scratch = tempfile::tempdir()
+        .map_err(Failure::io("creating a directory in", &std::env::temp_dir()))?;
+    let file = match path.is_dir() {
+        false => path,
+        true => {
+            let bar = spinner(&format!("converting {}", path.display()));
+            let file = scratch.path().join("model.gguf");
+            let grid = Grid::F32;
+            let activations = GgufActivations::Float;
+            let name = args.model.clone();
+            let options = GgufOptions { linears: grid, embeddings: grid, activations, name };
+            let converted = distill_export::export_gguf(&path, &file, &options);
+            bar.finish_and_clear();
+            converted?;
+            file
+        }
+    };
+    let activations = args.activations.map(Into::into);
+    let load = LoadOptions { activations, threads: args.threads, ..LoadOptions::default() };
+    let model = Model::load(&file, &load)?;
+    let options = ServeOptions {
+        address: (args.host, args.port).into(),
+        model: args.name.clone().unwrap_or_else(|| args.model.clone()),
+        key: args.api_key_env.as_deref().map(Secret::from_env).transpose()?,
+        context: args.context.min(model.config().context_length),
+        queue: args.queue,
+        timeout: Duration::from_secs_f64(args.timeout_s.clamp(0.001, 86_400.0)),
+        body_bytes: args.body_mb << 20,
+    };
+    let name = options.model.clone();
+    distill_teacher::serve::serve(&model, options, |address| {
+        eprintln!("{name} at http://{address}, protocol \"distill\" or any of OpenAI's clients");
+    })?;
+    Ok(())
 }

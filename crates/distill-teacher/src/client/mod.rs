@@ -132,6 +132,10 @@ pub struct Asked {
     pub busy_seconds: f64,
 }
 
+/// How often an answer about something else is asked for again: something on the way may have answered
+/// in the server's place. What is wrong so often is no accident.
+const MISREAD: u32 = 2;
+
 /// A way to one or more servers of the same teacher.
 pub struct Client {
     options: ClientOptions,
@@ -224,7 +228,8 @@ impl Client {
         self.ask_at(0, query, spec, seed)
     }
 
-    /// What an endpoint says of one text, by its number.
+    /// What an endpoint says of one text, by its number. An answer about something else is an error at
+    /// once.
     ///
     /// # Errors
     /// As [`Client::ask`].
@@ -237,6 +242,18 @@ impl Client {
         query: &Query,
         spec: &Spec,
         seed: u64,
+    ) -> Result<Scored, TeacherError> {
+        self.ask_again(endpoint, query, spec, seed, 0)
+    }
+
+    /// [`Client::ask_at`], where an answer about something else is asked for again a few times.
+    fn ask_again(
+        &self,
+        endpoint: usize,
+        query: &Query,
+        spec: &Spec,
+        seed: u64,
+        allowed: u32,
     ) -> Result<Scored, TeacherError> {
         let endpoint = &self.endpoints[endpoint];
         let requests = self.protocol.requests(query, spec, seed);
@@ -253,8 +270,7 @@ impl Client {
             });
             match scored {
                 Ok(scored) => return Ok(scored),
-                // A proxy may have answered in its place; what is wrong twice is no accident.
-                Err(_) if misread < 2 => misread += 1,
+                Err(_) if misread < allowed => misread += 1,
                 Err(problem) => {
                     let endpoint = endpoint.address().to_owned();
                     return Err(TeacherError::Misread { endpoint, problem: problem.0 });
@@ -481,7 +497,8 @@ impl Client {
         let mut signal = Signal::new(spec.choice.kind());
         let (mut tokens, mut positions, mut silent) = (0, 0, 0);
         for query in queries(&job.sequence) {
-            let scored = self.ask_at(endpoint, &query, spec, query.seed(job.key))?;
+            let seed = query.seed(job.key);
+            let scored = self.ask_again(endpoint, &query, spec, seed, MISREAD)?;
             while signal.positions() < query.start {
                 signal.push([]);
             }

@@ -109,7 +109,12 @@ fn kl(full: &LlamaForCausalLM, model: &LlamaForCausalLM, grids: &WeightGrids) ->
             let positions = model.config.packed(1, &batch.position_ids, &batch.document_ids);
             parameters::values(model.logits(model.hidden(ids, &positions)))
         };
-        score.add(&logits(&live), Some(&Reference::Logits(logits(full))), &batch.labels, &batch.loss_mask);
+        score.add(
+            &logits(&live),
+            Some(&Reference::Logits(logits(full))),
+            &batch.labels,
+            &batch.loss_mask,
+        );
     }
     score.kl().expect("a reference")
 }

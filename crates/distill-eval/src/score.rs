@@ -136,7 +136,8 @@ fn kl_of_top(said: &[(u32, f32)], model: &[f32], norm: f64) -> f64 {
         p_named += log_p.exp();
     }
     named.sort_unstable();
-    let others = model.iter().enumerate().filter(|(i, _)| named.binary_search(&(*i as u32)).is_err());
+    let others =
+        model.iter().enumerate().filter(|(i, _)| named.binary_search(&(*i as u32)).is_err());
     let q: f64 = others.map(|(_, &z)| (f64::from(z) - norm).exp()).sum();
     let (p, q) = ((1.0 - p_named).max(LEAST), q.max(LEAST));
     let sum = sum + p * (p / q).ln();

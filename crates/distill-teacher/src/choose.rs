@@ -34,9 +34,8 @@ pub(crate) fn log_sum(logits: &[f32], temperature: f64) -> f64 {
 pub fn top(logits: &[f32], k: usize, temperature: f64) -> Vec<(u32, f32)> {
     let norm = log_sum(logits, temperature);
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    let by_rank = |a: &u32, b: &u32| {
-        logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b))
-    };
+    let by_rank =
+        |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
     if k < order.len() {
         order.select_nth_unstable_by(k, by_rank);
         order.truncate(k);
@@ -94,8 +93,7 @@ mod tests {
     }
 
     fn probabilities(temperature: f64) -> Vec<f64> {
-        let exp: Vec<f64> =
-            logits().iter().map(|&z| (f64::from(z) / temperature).exp()).collect();
+        let exp: Vec<f64> = logits().iter().map(|&z| (f64::from(z) / temperature).exp()).collect();
         let sum: f64 = exp.iter().sum();
         exp.iter().map(|e| e / sum).collect()
     }

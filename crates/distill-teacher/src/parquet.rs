@@ -46,7 +46,8 @@ pub fn export(cache: &Cache, path: &Path) -> Result<u64, TeacherError> {
         .set_key_value_metadata(Some(vec![KeyValue::new("distill".to_owned(), about)]))
         .build();
     let schema = Arc::new(parse_message_type(SCHEMA).expect("a schema"));
-    let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).map_err(failed)?;
+    let mut writer =
+        SerializedFileWriter::new(file, schema, Arc::new(properties)).map_err(failed)?;
     let keys: Vec<Key> = cache.keys().collect();
     let mut rows = 0;
     for keys in keys.chunks(GROUP) {

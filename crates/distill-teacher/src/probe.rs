@@ -1,8 +1,8 @@
 //! The self-test of a remote teacher: whether its answers mean what they seem to, before any is paid
 //! for.
 //!
-//! Every endpoint is asked about a fixed text, twice, about the same tokens in disorder, and about the
-//! text behind a beginning-of-sequence token. What each single answer must have (one row for each
+//! Every endpoint is asked about a text that it should know, twice, about the same tokens in disorder, and
+//! about the text behind a beginning-of-sequence token. What each single answer must have (one row for each
 //! token, the ids that were sent, probabilities of 1 or less together, as many tokens as were asked
 //! for) is looked at whenever an answer is read; here answers are held against each other:
 //!
@@ -25,13 +25,16 @@ use crate::error::TeacherError;
 use crate::protocol::{Rows, Scored};
 use crate::signal::{Choice, Spec};
 
-/// Read by every teacher before the first text of a run.
+/// A text that every teacher should know a little of, where there is none of its own field.
 pub const TEXT: &str = "\
 The sun rises in the east and sets in the west. There are seven days in a week: Monday, Tuesday, \
 Wednesday, Thursday, Friday, Saturday and Sunday. One, two, three, four, five, six, seven, eight, nine, \
 ten. We have to do what we can to make the world a better place for our children and for the people of \
 this country. Water is made of hydrogen and oxygen. The capital of France is Paris, and the capital of \
 England is London. He said that he would be there at the end of the day, and she said that she would not.";
+
+/// Tokens that tell a known text from noise.
+pub const SHORTEST: usize = 32;
 
 /// Nats a token by which the text must be likelier than its tokens in disorder.
 const LIKELIER: f64 = 0.4;
@@ -93,21 +96,29 @@ impl ProbeReport {
 /// What weights that are at hand say of a text.
 pub type Local<'a> = dyn Fn(&Query, &Spec) -> Result<Scored, TeacherError> + 'a;
 
-/// Looks whether every endpoint of `client` can be believed, and sets which rows it reads. `local` are
-/// the teacher's own weights, where they are at hand.
+/// Looks whether every endpoint of `client` can be believed, and sets which rows it reads.
+///
+/// `known` is text of the kind that is learned from, at least [`SHORTEST`] tokens; else [`TEXT`] is taken.
+/// `local` are the teacher's own weights, where they are at hand.
 ///
 /// # Errors
 /// Those of asking. What is not as it should be is in the report.
 pub fn probe(
     client: &mut Client,
     tokenizer: &TextTokenizer,
+    known: Vec<u32>,
     local: Option<&Local<'_>>,
 ) -> Result<ProbeReport, TeacherError> {
     let spec = Spec { choice: Choice::TopK { k: 5 }, temperature: 1.0 };
-    let tokens = tokenizer.encode(TEXT, false).map_err(|error| TeacherError::Text {
-        problem: error.to_string(),
-    })?;
-    let texts = Texts::new(tokens, tokenizer.bos());
+    let known = match known.len() < SHORTEST {
+        false => known,
+        true => {
+            let text = |error: distill_data::DataError| error.to_string();
+            let tokens = tokenizer.encode(TEXT, false).map_err(text);
+            tokens.map_err(|problem| TeacherError::Text { problem })?
+        }
+    };
+    let texts = Texts::new(known, tokenizer.bos());
     let mut report = ProbeReport { findings: Vec::new(), rows: Rows::BeforeToken };
     if client.may_be_shifted() {
         report.rows = rows(client, &texts, &spec)?;
@@ -161,7 +172,8 @@ impl Texts {
     fn new(known: Vec<u32>, bos: Option<u32>) -> Self {
         // Far from each other, and each once: n and the step have no common divisor.
         let n = known.len();
-        let divides = |step: usize| (2..=step).any(|d| n.is_multiple_of(d) && step.is_multiple_of(d));
+        let divides =
+            |step: usize| (2..=step).any(|d| n.is_multiple_of(d) && step.is_multiple_of(d));
         let step = (n / 3..n).find(|&step| step > 1 && !divides(step)).unwrap_or(1);
         let disorder = (0..n).map(|i| known[i * step % n]).collect();
         let behind = bos.map(|bos| [&[bos], &known[..]].concat());
@@ -227,9 +239,11 @@ fn aligned(scored: &Scored, query: &Query) -> (bool, String) {
 }
 
 fn left(scored: &Scored) -> (bool, String) {
-    let rows: Vec<f64> = scored.positions.iter().filter(|row| !row.is_empty()).map(|r| tail(r)).collect();
+    let rows: Vec<f64> =
+        scored.positions.iter().filter(|row| !row.is_empty()).map(|r| tail(r)).collect();
     let nothing = rows.iter().filter(|&&tail| tail < SOMETHING).count();
-    let found = format!("{:.3} in the mean, none at {nothing} of {} positions", mean(&rows), rows.len());
+    let found =
+        format!("{:.3} in the mean, none at {nothing} of {} positions", mean(&rows), rows.len());
     (nothing * 2 < rows.len(), found)
 }
 

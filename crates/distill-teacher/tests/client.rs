@@ -215,8 +215,7 @@ fn an_asking_that_is_stopped_goes_on_where_it_was() {
     let mut stops = 0;
     loop {
         let mut writer = Writer::open(home.path(), &about(), &keys).unwrap();
-        let lacking: Vec<_> =
-            texts.iter().filter(|text| writer.lacks(text.0)).cloned().collect();
+        let lacking: Vec<_> = texts.iter().filter(|text| writer.lacks(text.0)).cloned().collect();
         let mut enough = |asked: Asked| asked.texts < 17;
         let done =
             client.fetch(&mut writer, lacking.into_iter(), &|_| spec(), None, 0, &mut enough);

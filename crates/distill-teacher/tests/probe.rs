@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use distill_data::{SpecialTokens, SplitMix64, TextTokenizer};
 use distill_teacher::protocol::{Name, Vocabulary, protocol};
+use distill_teacher::{Choice, Spec};
 use distill_teacher::{
     Client, ClientOptions, PROBE_TEXT, ProbeReport, TeacherError, choose, probe,
 };
-use distill_teacher::{Choice, Spec};
 use fake::{Fault, Server};
 use serde_json::{Value, json};
 
@@ -141,19 +141,24 @@ fn server(wrong: Wrong) -> Server {
     let model = Model::new(&tokenizer());
     let (first, before) = (Mutex::new(None), Mutex::new(None));
     let random = Mutex::new(SplitMix64::new(1, 0));
-    Server::answering("127.0.0.1:0", |_| Fault::None, |_| {}, move |request| {
-        let tokens: Vec<u32> = serde_json::from_value(request["prompt"].clone()).unwrap();
-        let k = request["prompt_logprobs"].as_u64().unwrap() as usize;
-        let answer = model.answer(&tokens, k, wrong, &mut random.lock().unwrap());
-        match wrong {
-            Wrong::Stale => first.lock().unwrap().get_or_insert(answer).clone(),
-            Wrong::Reordered => {
-                let mut before = before.lock().unwrap();
-                before.replace(answer.clone()).unwrap_or(answer)
+    Server::answering(
+        "127.0.0.1:0",
+        |_| Fault::None,
+        |_| {},
+        move |request| {
+            let tokens: Vec<u32> = serde_json::from_value(request["prompt"].clone()).unwrap();
+            let k = request["prompt_logprobs"].as_u64().unwrap() as usize;
+            let answer = model.answer(&tokens, k, wrong, &mut random.lock().unwrap());
+            match wrong {
+                Wrong::Stale => first.lock().unwrap().get_or_insert(answer).clone(),
+                Wrong::Reordered => {
+                    let mut before = before.lock().unwrap();
+                    before.replace(answer.clone()).unwrap_or(answer)
+                }
+                _ => answer,
             }
-            _ => answer,
-        }
-    })
+        },
+    )
 }
 
 fn look(servers: &[&Server]) -> Result<ProbeReport, TeacherError> {
@@ -166,7 +171,7 @@ fn look(servers: &[&Server]) -> Result<ProbeReport, TeacherError> {
         ..ClientOptions::default()
     };
     let mut client = Client::new(options, protocol(Name::Vllm, "m", vocabulary), size)?;
-    probe(&mut client, &tokenizer, None)
+    probe(&mut client, &tokenizer, Vec::new(), None)
 }
 
 #[test]

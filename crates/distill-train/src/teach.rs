@@ -13,8 +13,8 @@ use distill_models::parameters;
 use distill_recipe::{Protocol, Recipe, RemoteTeacher, Teacher as Written, TeacherSignal};
 use distill_teacher::protocol::{Name, Vocabulary, protocol};
 use distill_teacher::{
-    About, Asked, Cache, Choice, Client, ClientOptions, Key, Kind, Secret, Signal as Said, Spec,
-    TeacherError, Writer, choose, queries, tokens_of,
+    About, Asked, Cache, Choice, Client, ClientOptions, Key, Kind, ProbeReport, Secret,
+    Signal as Said, Spec, TeacherError, Writer, choose, queries, tokens_of,
 };
 use rayon::prelude::*;
 
@@ -26,6 +26,9 @@ use crate::teacher::{Signal, Teacher};
 const HOME: &str = "teacher";
 /// What held-out sequences are measured against, where training has samples.
 const HELD_OUT_TOP_K: usize = 64;
+/// Held-out sequences among which the longest text is probed with, and the most of it.
+const PROBED: usize = 8;
+const PROBE_TOKENS: usize = 192;
 /// Positions whose logits exist at a time.
 const TILE: usize = 128;
 
@@ -81,6 +84,11 @@ impl<'a> Teaching<'a> {
     /// Which tokens training hears of.
     pub fn kind(&self) -> Kind {
         self.spec.choice.kind()
+    }
+
+    /// The tokenizer that ids are of.
+    pub fn tokenizer(&self) -> &TextTokenizer {
+        self.tokenizer
     }
 
     /// The directory of the signals.
@@ -162,7 +170,7 @@ impl<'a> Teaching<'a> {
         progress: &mut dyn FnMut(Asked),
     ) -> Result<Asked, TrainError> {
         let mut client = client(remote, self.tokenizer)?;
-        distill_teacher::probe(&mut client, self.tokenizer, None)?.into_result()?;
+        self.probe(&mut client)?.into_result()?;
         let held_out: HashSet<Key> = self.held_out_keys();
         let spec = |key: Key| self.spec_of(held_out.contains(&key));
         let (mut spent, mut lacking) = (0, HashSet::new());
@@ -178,6 +186,20 @@ impl<'a> Teaching<'a> {
             true
         };
         Ok(client.fetch(writer, texts, &spec, budget(remote), spent, &mut show)?)
+    }
+
+    /// Looks whether the recipe's servers can be believed, on held-out text.
+    ///
+    /// # Errors
+    /// [`TrainError::Teacher`]. What is not as it should be is in the report.
+    pub fn probe(&self, client: &mut Client) -> Result<ProbeReport, TrainError> {
+        let held_out = &self.dataset.held_out;
+        let rows = (0..held_out.len().min(PROBED)).map(|index| held_out.batch(&[index]).row(0));
+        let texts = rows.flat_map(|row| queries(&row).collect::<Vec<_>>());
+        let longest = texts.map(|query| query.tokens).max_by_key(Vec::len);
+        let mut known = longest.unwrap_or_default();
+        known.truncate(PROBE_TOKENS);
+        Ok(distill_teacher::probe(client, self.tokenizer, known, None)?)
     }
 
     fn held_out_keys(&self) -> HashSet<Key> {
@@ -197,8 +219,7 @@ impl<'a> Teaching<'a> {
             return Ok(Asked::default());
         };
         let model = TeacherModel::load(path, local.engine, device)?;
-        let (vocabulary, length) =
-            (self.tokenizer.vocab_size(), self.recipe.data.sequence_length);
+        let (vocabulary, length) = (self.tokenizer.vocab_size(), self.recipe.data.sequence_length);
         let teacher = model.teacher(vocabulary, length, device)?;
         let held_out = self.held_out_keys();
         let mut asked = Asked { of: writer.missing(), ..Asked::default() };

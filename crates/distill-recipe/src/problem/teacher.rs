@@ -17,7 +17,9 @@ pub enum TeacherProblem {
         what: &'static str,
     },
     /// A student without a tokenizer of its own, and a teacher whose tokenizer nobody has named.
-    #[error("the student takes the teacher's tokenizer, and a remote teacher does not hand it over")]
+    #[error(
+        "the student takes the teacher's tokenizer, and a remote teacher does not hand it over"
+    )]
     NoTokenizer,
     /// Two ways to choose tokens.
     #[error("a signal is the likeliest tokens or samples, not both")]

@@ -128,12 +128,12 @@ impl Cache {
     pub fn get(&self, key: Key) -> Result<Option<Signal>, TeacherError> {
         let Some(&(shard, place)) = self.places.get(&key) else { return Ok(None) };
         let shard = &self.shards[shard];
-        let signal = block::decode(shard.block(place), self.about.signal.choice.draws()).map_err(|problem| {
-            TeacherError::Damaged {
+        let signal = block::decode(shard.block(place), self.about.signal.choice.draws()).map_err(
+            |problem| TeacherError::Damaged {
                 path: shard.path().to_path_buf(),
                 problem: format!("text {key}: {problem}"),
-            }
-        })?;
+            },
+        )?;
         Ok(Some(signal))
     }
 
@@ -146,11 +146,9 @@ impl Cache {
         let missing = distinct.iter().filter(|key| !self.contains(***key)).count();
         match missing {
             0 => Ok(()),
-            missing => Err(TeacherError::Missing {
-                path: self.path.clone(),
-                missing,
-                of: distinct.len(),
-            }),
+            missing => {
+                Err(TeacherError::Missing { path: self.path.clone(), missing, of: distinct.len() })
+            }
         }
     }
 

@@ -59,7 +59,10 @@ fn what_was_put_is_found_again() {
     assert_eq!(cache.get(key(TEXTS)).unwrap(), None);
     let all = cache.verify().unwrap();
     let (texts, positions) = (TEXTS, 5 * TEXTS as u64);
-    assert_eq!((all.shards, all.texts, all.positions, all.entries), (3, texts, positions, 3 * positions));
+    assert_eq!(
+        (all.shards, all.texts, all.positions, all.entries),
+        (3, texts, positions, 3 * positions)
+    );
     assert!(!home.path().join("journal").exists());
 }
 

@@ -157,9 +157,18 @@ struct Job {
 
 /// What a thread hands over.
 enum Came {
-    Signal { key: Key, block: Vec<u8>, tokens: u64, positions: u64, silent: u64 },
+    Signal {
+        key: Key,
+        block: Vec<u8>,
+        tokens: u64,
+        positions: u64,
+        silent: u64,
+    },
     /// An endpoint was given up; the text goes back.
-    Lost { job: Job, error: TeacherError },
+    Lost {
+        job: Job,
+        error: TeacherError,
+    },
     Error(TeacherError),
 }
 

@@ -172,7 +172,8 @@ pub fn check(
                 let some = entries.len();
                 return refuse(format!("it has {some} tokens, and {expected} were asked for"));
             }
-        } else if let Some((id, weight)) = entries.iter().find(|(_, w)| !w.is_finite() || *w <= 0.0) {
+        } else if let Some((id, weight)) = entries.iter().find(|(_, w)| !w.is_finite() || *w <= 0.0)
+        {
             return refuse(format!("the weight of token {id} is {weight}"));
         }
     }
@@ -181,7 +182,8 @@ pub fn check(
 
 /// The body of an answer as JSON of a form.
 fn parse<'a, T: Deserialize<'a>>(reply: &'a [u8]) -> Result<T, Misread> {
-    serde_json::from_slice(reply).map_err(|error| Misread(format!("it is not as expected: {error}")))
+    serde_json::from_slice(reply)
+        .map_err(|error| Misread(format!("it is not as expected: {error}")))
 }
 
 /// The only answer of a protocol that asks once.

@@ -153,7 +153,9 @@ impl Protocol for OpenAi {
             .into());
         }
         if found.top_logprobs[0].is_some() {
-            return Err("the first token has log-probabilities, though nothing stands before it".into());
+            return Err(
+                "the first token has log-probabilities, though nothing stands before it".into()
+            );
         }
         let first = match self.rows {
             Rows::BeforeToken => 1,
@@ -164,9 +166,10 @@ impl Protocol for OpenAi {
             // The token that follows belongs to what was read, or the text went on otherwise.
             let row = found.top_logprobs.get(position + first).filter(|_| position + 1 < read);
             let row = row.and_then(Option::as_ref);
-            let entries = row.into_iter().flatten().filter_map(|(text, &log_p)| {
-                self.vocabulary.id(text).map(|id| (None, id, log_p))
-            });
+            let entries = row
+                .into_iter()
+                .flatten()
+                .filter_map(|(text, &log_p)| self.vocabulary.id(text).map(|id| (None, id, log_p)));
             let entries: Vec<_> = entries.collect();
             let follows = query.tokens[position + 1];
             let among = entries.iter().find(|entry| entry.1 == follows).map(|entry| entry.2);

@@ -113,7 +113,10 @@ mod vllm {
         let requests = ask(Name::Vllm).requests(&query(&TOKENS), &spec(2), 0);
         assert_eq!(requests.len(), 1);
         let body = &requests[0].body;
-        assert_eq!((requests[0].path, &body["prompt"]), ("/v1/completions", &json!([5, 20, 9, 21])));
+        assert_eq!(
+            (requests[0].path, &body["prompt"]),
+            ("/v1/completions", &json!([5, 20, 9, 21]))
+        );
         assert_eq!((&body["prompt_logprobs"], &body["max_tokens"]), (&json!(2), &json!(1)));
         assert_eq!((&body["temperature"], &body["top_p"]), (&json!(1.0), &json!(1.0)));
     }
@@ -131,28 +134,46 @@ mod vllm {
             ("though nothing stands before it", at(|rows| rows[0] = rows[1].clone())),
             ("token 2 has no log-probabilities", at(|rows| rows[2] = Value::Null)),
             ("not among its own log-probabilities", at(|rows| rows.swap(2, 3))),
-            ("called \"x\"", at(|rows| {
-                rows[1].as_object_mut().unwrap().insert("x".into(), json!({"logprob": -9.0}));
-            })),
-            ("it has 1 tokens, and 2 were asked for", at(|rows| {
-                rows[1].as_object_mut().unwrap().remove("21");
-            })),
+            (
+                "called \"x\"",
+                at(|rows| {
+                    rows[1].as_object_mut().unwrap().insert("x".into(), json!({"logprob": -9.0}));
+                }),
+            ),
+            (
+                "it has 1 tokens, and 2 were asked for",
+                at(|rows| {
+                    rows[1].as_object_mut().unwrap().remove("21");
+                }),
+            ),
             ("is 0.3", at(|rows| rows[1]["20"]["logprob"] = json!(0.3))),
             ("add up to", at(|rows| rows[1]["21"]["logprob"] = json!(-0.6))),
-            ("no token 5000", at(|rows| {
-                let row = rows[1].as_object_mut().unwrap();
-                row.insert("5000".into(), json!({"logprob": -0.7, "rank": 1}));
-            })),
-            ("read token 6 where 5 was sent, at 0", Box::new(|reply| {
-                reply["choices"][0]["prompt_token_ids"][0] = json!(6);
-            })),
-            ("read 5 tokens, 4 were sent", Box::new(|reply| {
-                let ids = &mut reply["choices"][0]["prompt_token_ids"];
-                ids.as_array_mut().unwrap().push(json!(1));
-            })),
-            ("no `prompt_logprobs`", Box::new(|reply| {
-                reply["choices"][0]["prompt_logprobs"] = Value::Null;
-            })),
+            (
+                "no token 5000",
+                at(|rows| {
+                    let row = rows[1].as_object_mut().unwrap();
+                    row.insert("5000".into(), json!({"logprob": -0.7, "rank": 1}));
+                }),
+            ),
+            (
+                "read token 6 where 5 was sent, at 0",
+                Box::new(|reply| {
+                    reply["choices"][0]["prompt_token_ids"][0] = json!(6);
+                }),
+            ),
+            (
+                "read 5 tokens, 4 were sent",
+                Box::new(|reply| {
+                    let ids = &mut reply["choices"][0]["prompt_token_ids"];
+                    ids.as_array_mut().unwrap().push(json!(1));
+                }),
+            ),
+            (
+                "no `prompt_logprobs`",
+                Box::new(|reply| {
+                    reply["choices"][0]["prompt_logprobs"] = Value::Null;
+                }),
+            ),
         ];
         let protocol = ask(Name::Vllm);
         for (expected, change) in cases {
@@ -333,7 +354,8 @@ mod openai {
     #[test]
     fn tokens_are_found_by_their_text_and_parts_of_characters_go_to_the_bucket() {
         let tokens = tokens();
-        let found = read(&*ask(Name::Openai), &query(&tokens), &spec(3), &[reply(&tokens)]).unwrap();
+        let found =
+            read(&*ask(Name::Openai), &query(&tokens), &spec(3), &[reply(&tokens)]).unwrap();
         assert_eq!(found.positions[0][0], (tokens[0], -0.5));
         assert!(found.positions.iter().flatten().all(|entry| entry.1 != -1.2), "the text \"\"");
         assert_eq!(found.followed, vec![Some(-1.5); tokens.len() - 1]);
@@ -392,7 +414,9 @@ mod native {
         assert_eq!(scored.positions[1].iter().map(|e| e.0).collect::<Vec<_>>(), [20, 21]);
         let mut other = query(&tokens);
         other.wanted[0] = false;
-        for (query, reply) in [(query(&[1, 2]), &reply[..]), (other, &reply), (query(&tokens), b"x")] {
+        for (query, reply) in
+            [(query(&[1, 2]), &reply[..]), (other, &reply), (query(&tokens), b"x")]
+        {
             assert!(protocol.read(&query, &spec(2), &[reply.to_vec()]).is_err());
         }
         let request = &protocol.requests(&query(&tokens), &spec(2), 9)[0];

@@ -69,9 +69,9 @@ impl Protocol for Vllm {
         if let Some(echoed) = choice.prompt_token_ids.filter(|echoed| *echoed != query.tokens) {
             return Err(differing_ids(&query.tokens, &echoed));
         }
-        let rows = choice.prompt_logprobs.ok_or(
-            "it has no `prompt_logprobs`; the server may be too old, or is not vLLM",
-        )?;
+        let rows = choice
+            .prompt_logprobs
+            .ok_or("it has no `prompt_logprobs`; the server may be too old, or is not vLLM")?;
         let rows = behind_the_first_null(rows, query.tokens.len())?;
         let mut scored = Scored::default();
         for (position, row) in rows.into_iter().enumerate() {
@@ -128,7 +128,9 @@ pub(super) fn other_length(read: usize, sent: usize) -> Misread {
 /// Says where the ids that a server has read are not those that were sent.
 pub(super) fn differing_ids(sent: &[u32], echoed: &[u32]) -> Misread {
     match sent.iter().zip(echoed).position(|(a, b)| a != b) {
-        Some(at) => format!("it has read token {} where {} was sent, at {at}", echoed[at], sent[at]),
+        Some(at) => {
+            format!("it has read token {} where {} was sent, at {at}", echoed[at], sent[at])
+        }
         None => format!("it has read {} tokens, {} were sent", echoed.len(), sent.len()),
     }
     .into()

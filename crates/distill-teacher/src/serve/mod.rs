@@ -146,10 +146,9 @@ impl Served {
     /// Refuses a model that is not the one served.
     fn check_model(&self, asked: Option<&str>) -> Result<(), ApiError> {
         match asked {
-            Some(asked) if asked != self.options.model => Err(ApiError::Model {
-                asked: asked.to_owned(),
-                served: self.options.model.clone(),
-            }),
+            Some(asked) if asked != self.options.model => {
+                Err(ApiError::Model { asked: asked.to_owned(), served: self.options.model.clone() })
+            }
             _ => Ok(()),
         }
     }

@@ -143,9 +143,8 @@ impl Served {
         let still: Wanted = wanted.clone();
         self.engine.submit(wanted, move |session| {
             let send = |values: Vec<Value>| values.into_iter().all(|v| sender.send(v).is_ok());
-            let made = generate(session, &text, sampler, &stops, |piece| {
-                send(chunk(piece)) && still.is()
-            });
+            let made =
+                generate(session, &text, sampler, &stops, |piece| send(chunk(piece)) && still.is());
             if let Err(error) = made {
                 let message = serde_json::json!({"error": {"message": error.to_string()}});
                 send(vec![message]);

@@ -211,8 +211,7 @@ pub fn said(tokens: &[u32], k: usize) -> Vec<(u32, f32)> {
 /// A packed sequence of one document.
 pub fn sequence(number: usize, length: usize) -> Sequence {
     let mut random = SplitMix64::new(number as u64, 5);
-    let tokens: Vec<u32> =
-        (0..=length).map(|_| random.below(VOCABULARY as u64) as u32).collect();
+    let tokens: Vec<u32> = (0..=length).map(|_| random.below(VOCABULARY as u64) as u32).collect();
     Sequence {
         input_ids: tokens[..length].to_vec(),
         labels: tokens[1..].to_vec(),

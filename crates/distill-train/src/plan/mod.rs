@@ -4,6 +4,7 @@
 //! needs the weights of a model: its shape is enough. Deliberately absent: the device that the
 //! student is made for, which `distill_edge::predict` knows.
 
+mod asking;
 mod disk;
 pub mod machine;
 pub mod memory;
@@ -19,6 +20,7 @@ use distill_recipe::{
 };
 use serde::Serialize;
 
+pub use asking::Asking;
 pub use disk::Disk;
 pub use memory::{Memory, Moment};
 pub use text::Text;
@@ -206,6 +208,8 @@ pub struct Plan {
     pub teacher_parameters: Option<u64>,
     /// What computes the teacher.
     pub teacher_engine: Option<Engine>,
+    /// What a teacher that is asked beforehand is asked.
+    pub asking: Option<Asking>,
     /// The text.
     pub text: Text,
     /// Optimiser steps.
@@ -276,6 +280,7 @@ impl Plan {
         Ok(Self {
             student_parameters: shapes.student.parameters() as u64,
             teacher_parameters: shapes.teacher.as_ref().map(|t| t.parameters() as u64),
+            asking: Asking::of(recipe, text.tokens),
             teacher_engine: local.map(|local| local.engine),
             epochs: (steps * step_tokens) as f64 / trained_on.max(1.0),
             text,

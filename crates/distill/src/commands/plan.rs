@@ -5,7 +5,7 @@ use std::fmt::Write;
 use burn::tensor::Device;
 use distill_recipe::{Document, Engine, Recipe};
 use distill_train::generate::GenerationPlan;
-use distill_train::plan::{MemoryPlan, Shapes, Time};
+use distill_train::plan::{Asking, MemoryPlan, Shapes, Time};
 use distill_train::{Generation, LocalPaths, Plan, TrainError, prepare};
 use serde::Serialize;
 
@@ -96,16 +96,17 @@ impl WholePlan {
         let mut rows = Rows::default();
         let plan = &self.training;
         rows.add("student", format!("{} parameters", count(plan.student_parameters)));
-        if let Some(teacher) = plan.teacher_parameters {
-            let tokens = count(plan.steps * plan.step_tokens);
+        let tokens = count(plan.steps * plan.step_tokens);
+        let parameters = plan.teacher_parameters.map(|n| format!("{} parameters, ", count(n)));
+        let parameters = parameters.unwrap_or_default();
+        if let Some(asking) = &plan.asking {
+            rows.asking(asking, &parameters);
+        } else if plan.teacher_parameters.is_some() {
             let place = match plan.teacher_engine {
                 Some(Engine::Runtime) => "the edge runtime",
                 _ => "this process",
             };
-            rows.add(
-                "teacher",
-                format!("{} parameters, reads {tokens} tokens in {place}", count(teacher)),
-            );
+            rows.add("teacher", format!("{parameters}reads {tokens} tokens in {place}"));
         }
         let text = &plan.text;
         let how = match text.counted {
@@ -207,6 +208,22 @@ impl Rows {
         };
         let (tokens, disk) = (count(generation.tokens), bytes(generation.bytes));
         self.add("generated", format!("{tokens} tokens: {time}; about {disk} on disk"));
+    }
+
+    fn asking(&mut self, asking: &Asking, parameters: &str) {
+        let tokens = count(asking.tokens);
+        let cost = asking.cost.map_or(String::new(), |cost| format!(", costs {cost:.2}"));
+        let budget = match asking.budget {
+            Some(budget) if budget < asking.tokens => {
+                format!("; the budget ends at {} tokens", count(budget))
+            }
+            _ => String::new(),
+        };
+        let disk = bytes(asking.bytes);
+        self.add(
+            "teacher",
+            format!("{parameters}asked once about {tokens} tokens at most{cost}{budget}; about {disk} on disk"),
+        );
     }
 
     fn memory(&mut self, memory: &MemoryPlan) {

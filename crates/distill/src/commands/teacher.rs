@@ -4,12 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use burn::tensor::Device;
-use distill_data::TextTokenizer;
 use distill_edge::{LoadOptions, Model};
 use distill_export::{Activations as GgufActivations, GgufOptions, Grid};
 use distill_recipe::Recipe;
 use distill_teacher::serve::ServeOptions;
-use distill_teacher::{Cache, CacheStatistics, Choice, Secret, parquet};
+use distill_teacher::{Cache, CacheStatistics, Choice, ProbeReport, Secret, parquet};
 use distill_train::teach::{Teaching, budget, client};
 use distill_train::teacher::CachedTeacher;
 use distill_train::{LocalPaths, Prepared, TrainError, prepare};
@@ -103,28 +102,31 @@ fn cache(args: &cli::Recipe) -> Result<(), Failure> {
 }
 
 fn probe(args: &cli::Recipe) -> Result<(), Failure> {
-    let (_, recipe) = Recipe::from_path(&args.recipe, &args.set)?;
-    let Some(remote) = recipe.teacher.as_ref().and_then(|teacher| teacher.remote()) else {
-        return Err(Failure::Usage(
-            "the recipe has no [teacher.remote]; a local teacher needs no probe".to_owned(),
-        ));
-    };
-    let paths = hub::local_paths(&recipe)?;
-    let tokenizer: TextTokenizer = prepare::named_tokenizer(&recipe, &paths)?;
-    prepare::check_teacher_tokenizer(&paths, &tokenizer)?;
-    let mut client = client(remote, &tokenizer)?;
-    let report = distill_teacher::probe(&mut client, &tokenizer, None)?;
+    with_text(args, |recipe, _, teaching| {
+        let Some(remote) = recipe.teacher.as_ref().and_then(|teacher| teacher.remote()) else {
+            return Err(Failure::Usage(
+                "the recipe has no [teacher.remote]; a local teacher needs no probe".to_owned(),
+            ));
+        };
+        let mut client = client(remote, teaching.tokenizer())?;
+        let report = teaching.probe(&mut client)?;
+        show(&report, client.may_be_shifted())?;
+        if let Some(tokens) = budget(remote) {
+            put_line!("at most {tokens} tokens will be sent")?;
+        }
+        report.into_result()?;
+        Ok(())
+    })
+}
+
+fn show(report: &ProbeReport, may_be_shifted: bool) -> Result<(), Failure> {
     for finding in &report.findings {
         let mark = if finding.passed { "ok  " } else { "FAIL" };
         put_line!("{mark} {}  {}: {}", finding.endpoint, finding.check, finding.found)?;
     }
-    if client.may_be_shifted() {
+    if may_be_shifted {
         put_line!("rows are read as {:?}", report.rows)?;
     }
-    if let Some(tokens) = budget(remote) {
-        put_line!("at most {tokens} tokens will be sent")?;
-    }
-    report.into_result()?;
     Ok(())
 }
 

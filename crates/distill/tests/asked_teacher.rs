@@ -151,7 +151,7 @@ fn what_is_served_is_what_the_weights_say_here_on_both_routes() {
     let (status, _) = server.ask("GET", "/health", "", "");
     assert!(status.contains("200"), "{status}");
 
-    // What the probe looks at, and that it fails where it should: this model is another.
+    // With it, the probe says what it looked at.
     let out = command(at, &["teacher", "probe", "vllm.toml"]).env("TEACHER_KEY", "sesame").output();
     let out = out.expect("the program starts");
     let found = String::from_utf8_lossy(&out.stdout).into_owned();

@@ -34,7 +34,7 @@ this country. Water is made of hydrogen and oxygen. The capital of France is Par
 England is London. He said that he would be there at the end of the day, and she said that she would not.";
 
 /// Tokens that tell a known text from noise.
-pub const SHORTEST: usize = 32;
+const SHORTEST: usize = 32;
 
 /// Nats a token by which the text must be likelier than its tokens in disorder.
 const LIKELIER: f64 = 0.4;
@@ -98,7 +98,7 @@ pub type Local<'a> = dyn Fn(&Query, &Spec) -> Result<Scored, TeacherError> + 'a;
 
 /// Looks whether every endpoint of `client` can be believed, and sets which rows it reads.
 ///
-/// `known` is text of the kind that is learned from, at least [`SHORTEST`] tokens; else [`TEXT`] is taken.
+/// `known` is text of the kind that is learned from, at least 32 tokens; else [`TEXT`] is taken.
 /// `local` are the teacher's own weights, where they are at hand.
 ///
 /// # Errors

@@ -25,6 +25,9 @@ const FOOTER: usize = 8 + 4 + 32 + 8;
 /// The extension of a shard's file.
 pub(super) const EXTENSION: &str = "signals";
 
+/// Each text with the bytes of its block.
+type Entries = Vec<(Key, std::ops::Range<usize>)>;
+
 /// A shard that is open.
 #[derive(Debug)]
 pub(super) struct Shard {
@@ -32,7 +35,7 @@ pub(super) struct Shard {
     map: Mmap,
     about: About,
     /// Where each text's block lies, in order.
-    entries: Vec<(Key, std::ops::Range<usize>)>,
+    entries: Entries,
 }
 
 impl Shard {
@@ -84,7 +87,7 @@ impl Shard {
             path: path.to_path_buf(),
             problem: problem.to_owned(),
         };
-        let parse = || -> Option<(About, Vec<(Key, std::ops::Range<usize>)>)> {
+        let parse = || -> Option<(About, Entries)> {
             let footer_at = map.len().checked_sub(FOOTER)?;
             let (body, footer) = map.split_at(footer_at);
             let rest = body.strip_prefix(MAGIC)?;

@@ -139,12 +139,13 @@ fn a_second_recipe_asks_only_for_what_the_first_did_not() {
 fn a_cache_made_otherwise_is_refused_by_what_differs() {
     let home = tempfile::tempdir().unwrap();
     fill(home.path(), &keys()[..3]);
-    let changes: [(&str, &dyn Fn(&mut About)); 5] = [
-        ("another teacher: teacher, and the recipe has x", &|a| a.teacher = "x".into()),
-        ("another tokenizer", &|a| a.tokenizer = "x".into()),
-        ("another template: none, and", &|a| a.template = Some("x".into())),
-        ("another signal", &|a| a.signal.temperature = 2.0),
-        ("another signal", &|a| a.signal.choice = Choice::TopK { k: 5 }),
+    type Change = fn(&mut About);
+    let changes: [(&str, Change); 5] = [
+        ("another teacher: teacher, and the recipe has x", |a| a.teacher = "x".into()),
+        ("another tokenizer", |a| a.tokenizer = "x".into()),
+        ("another template: none, and", |a| a.template = Some("x".into())),
+        ("another signal", |a| a.signal.temperature = 2.0),
+        ("another signal", |a| a.signal.choice = Choice::TopK { k: 5 }),
     ];
     for (expected, change) in changes {
         let mut asked = about();

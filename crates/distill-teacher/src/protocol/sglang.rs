@@ -14,6 +14,9 @@ use crate::signal::Spec;
 
 pub(super) struct Sglang;
 
+/// ln p, the token, and its text where it was asked for.
+type Entry<P> = (P, u32, Option<String>);
+
 #[derive(Deserialize)]
 struct Reply {
     meta_info: MetaInfo,
@@ -22,8 +25,8 @@ struct Reply {
 #[derive(Deserialize)]
 struct MetaInfo {
     prompt_tokens: Option<usize>,
-    input_token_logprobs: Vec<(Option<f32>, u32, Option<String>)>,
-    input_top_logprobs: Vec<Option<Vec<(f32, u32, Option<String>)>>>,
+    input_token_logprobs: Vec<Entry<Option<f32>>>,
+    input_top_logprobs: Vec<Option<Vec<Entry<f32>>>>,
 }
 
 impl Protocol for Sglang {
@@ -50,7 +53,7 @@ impl Protocol for Sglang {
         let followed = meta_info.input_token_logprobs.into_iter().map(|row| row.0).collect();
         let followed = behind_the_first_null(followed, query.tokens.len())?;
         let rows = behind_the_first_null(meta_info.input_top_logprobs, query.tokens.len())?;
-        let top = |row: Vec<(f32, u32, Option<String>)>| {
+        let top = |row: Vec<Entry<f32>>| {
             let entries = row.into_iter().map(|(log_p, id, _)| (None, id, log_p)).collect();
             ranked(entries, top_k(spec))
         };

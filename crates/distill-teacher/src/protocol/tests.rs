@@ -222,7 +222,8 @@ mod sglang {
 
     #[test]
     fn shifted_doubled_and_other_texts_are_refused() {
-        let cases: [(&str, fn(&mut Value)); 5] = [
+        type Change = fn(&mut Value);
+        let cases: [(&str, Change); 5] = [
             ("3 tokens of a text of 4", |meta| {
                 meta["input_top_logprobs"].as_array_mut().unwrap().remove(0);
             }),
@@ -410,7 +411,8 @@ mod native {
         signal.push(TOP);
         let protocol = ask(Name::Distill);
         let reply = encode_signal(&signal, 1);
-        let scored = protocol.read(&query(&tokens), &spec(2), &[reply.clone()]).unwrap();
+        let scored =
+            protocol.read(&query(&tokens), &spec(2), std::slice::from_ref(&reply)).unwrap();
         assert_eq!(scored.positions[1].iter().map(|e| e.0).collect::<Vec<_>>(), [20, 21]);
         let mut other = query(&tokens);
         other.wanted[0] = false;

@@ -35,7 +35,8 @@ pub(super) async fn signals(
             (1..1 << 15).contains(&draws) && power > 0.0 && power <= 4.0
         }
     };
-    if !sound || !(spec.temperature > 0.0 && spec.temperature.is_finite()) {
+    let is_positive = spec.temperature > 0.0 && spec.temperature.is_finite();
+    if !sound || !is_positive {
         return Err(ApiError::bad(format!("there is no such signal: {spec:?}")));
     }
     let draws = spec.choice.draws();

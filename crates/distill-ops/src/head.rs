@@ -27,6 +27,7 @@ pub struct HeadLoss {
 
 /// What a teacher says of all tokens of a batch.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Teacher<'a> {
     /// Final hidden states `[tokens, width]` and head `[vocabulary, width]`.
     Dense(Tensor<2>, Tensor<2>),
@@ -165,6 +166,7 @@ impl HeadInput<'_> {
 }
 
 /// [`Teacher`] in memory.
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 enum Told<'a> {
     Dense(FlexTensor, FlexTensor, usize),
     Top(Sparse<'a>),

@@ -27,6 +27,7 @@ pub trait Teacher {
 
 /// What a teacher says of a batch.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Signal {
     /// The logits of the whole vocabulary.
     Dense(Dense),

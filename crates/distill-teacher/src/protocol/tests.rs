@@ -283,7 +283,9 @@ mod trl {
                 "after token 1: it has 1 tokens",
             ),
         ];
-        for (reply, expected) in cases {
+        let mut empty = reply(&[20, 9, 21, 0], &[3], &[]);
+        (empty["shape"], empty["token_ids_b64"]) = (json!([1, 4, 0]), json!(""));
+        for (reply, expected) in cases.into_iter().chain([(empty, "no tokens")]) {
             let error = read(&*ask(Name::Trl), &query, &spec(2), &[reply]).unwrap_err();
             assert!(error.contains(expected), "{expected}: {error}");
         }

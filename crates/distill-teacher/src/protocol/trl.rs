@@ -43,6 +43,9 @@ impl Protocol for Trl {
         let reply: Reply = parse(only(replies)?)?;
         let [texts, longest, k] = reply.shape;
         let positions = query.positions();
+        if k == 0 {
+            return Err("its arrays have no tokens".into());
+        }
         if texts != 1 || reply.completion_lengths != [positions] || longest < positions {
             return Err(format!(
                 "its shape is {:?} with lengths {:?}, and one text of {positions} was asked about",

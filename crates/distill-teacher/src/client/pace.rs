@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 /// Seconds of what is allowed that may be used at once.
 const BURST: f64 = 1.0;
 
+/// Seconds that one request may be put off by, however little is allowed.
+const LONGEST: f64 = 86_400.0;
+
 /// Spreads requests over time.
 pub(super) struct Pace {
     /// Of requests, then of tokens.
@@ -22,7 +25,8 @@ struct Limit {
 impl Limit {
     fn reserve(&mut self, amount: f64, now: Instant) -> Duration {
         let earliest = now.checked_sub(Duration::from_secs_f64(BURST)).unwrap_or(now);
-        self.paid = self.paid.max(earliest) + Duration::from_secs_f64(amount / self.rate);
+        let seconds = (amount / self.rate).min(LONGEST);
+        self.paid = self.paid.max(earliest) + Duration::from_secs_f64(seconds);
         self.paid.saturating_duration_since(now)
     }
 }
@@ -72,6 +76,7 @@ mod tests {
         let pace = Pace::new(Some(6000.0), Some(600.0));
         pace.reserve(10.0);
         assert!(pace.reserve(50.0) > Duration::from_secs(4));
+        assert!(Pace::new(Some(1e-300), None).reserve(1.0) > Duration::from_secs(1000));
         assert_eq!(Pace::new(None, None).reserve(1e9), Duration::ZERO);
     }
 }

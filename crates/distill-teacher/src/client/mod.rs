@@ -7,8 +7,8 @@
 //! What may pass (no connection, a time-out, 408, 425, 429, 5xx, an answer that is no JSON) is tried
 //! again after a pause that doubles, with jitter, or as long as `Retry-After` says, which holds back
 //! all of an endpoint's threads. An endpoint that fails a text too often is given up, and the others
-//! take over what it had. What would fail again (400, 401, 404 …, an answer about another text) ends
-//! the asking at once.
+//! take over what it had. What would fail again ends the asking: 400, 401, 404 … at once, an answer about
+//! another text when it comes a third time.
 
 mod endpoint;
 mod pace;
